@@ -1,0 +1,291 @@
+"""Accumulators on the device, filled at the taps: what is kept of each unit's activations.
+
+A *riding* recorder stays on the model. Its hooks read one bool, the gate, and write tensors only,
+so that `torch.compile` can trace them. A forward pass counts when a backward pass reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dynamo_probe.anatomy.neurons import Layer
+from dynamo_probe.anatomy.taps import install
+from dynamo_probe.observation.apart import apart
+from dynamo_probe.observation.batch import Batch
+from dynamo_probe.observation.statistics import Statistic, UnitSums
+
+
+class Gate:
+    """The one bool that a riding hook reads."""
+
+    __slots__ = ("on",)
+
+    def __init__(self) -> None:
+        """Begin shut."""
+        self.on = False
+
+
+class Slot:
+    """The accumulators of one layer: views into the recorder's buffers.
+
+    Attributes:
+        sums: [statistics that sum, units].
+        peaks: [statistics that take the maximum, units].
+        samples: [1], the number of samples.
+    """
+
+    __slots__ = ("layer", "peaks", "samples", "statistics", "sums")
+
+    def __init__(self, layer: Layer, statistics: Sequence[Statistic]) -> None:
+        """Make room on the CPU; `Recorder` moves it to where the layer is."""
+        self.layer = layer
+        self.statistics = tuple(statistics)
+        self.sums = self.peaks = self.samples = torch.empty(0)
+
+    def figures(self, read: Tensor) -> tuple[list[Tensor], list[Tensor], int]:
+        """Compute the statistics of what a tap read: sums, peaks, number of samples."""
+        h, tap, bounds = read.detach(), self.layer.tap, self.layer.bounds
+        if tap.function is not None:
+            h = tap.function(h)
+        found: dict[str, list[Tensor]] = {"sum": [], "max": []}
+        for statistic in self.statistics:
+            found[statistic.reduce].append(statistic.compute(h, tap.axis, bounds))
+        return found["sum"], found["max"], h.numel() // self.layer.units
+
+    def add(self, sums: list[Tensor], peaks: list[Tensor], samples: int) -> None:
+        """Add figures of another batch."""
+        for row, figure in zip(self.sums, sums, strict=True):
+            row.add_(figure.to(row.device, non_blocking=True))
+        for row, figure in zip(self.peaks, peaks, strict=True):
+            torch.maximum(row, figure.to(row), out=row)
+        self.samples.add_(samples)
+
+
+class _Riding:
+    """Counts a forward pass of a gated update when a backward pass reaches it."""
+
+    __slots__ = ("gate", "slot")
+
+    def __init__(self, gate: Gate, slot: Slot) -> None:
+        self.gate = gate
+        self.slot = slot
+
+    def __call__(self, read: Tensor) -> None:
+        if self.gate.on and read.requires_grad:
+            gate, slot = self.gate, self.slot
+            with torch.no_grad():
+                figures = slot.figures(read)
+
+            def commit(gradient: Tensor) -> None:
+                if gate.on:
+                    slot.add(*figures)
+
+            read.register_hook(commit)
+
+
+class Recorder:
+    """Accumulates statistics of units over batches, in one buffer for each device and reduction."""
+
+    def __init__(self, statistics: Sequence[Statistic]) -> None:
+        """Name the statistics; the layers come with `prepare`."""
+        self.statistics = tuple(statistics)
+        self.gate = Gate()
+        self.slots: dict[str, Slot] = {}
+        self._sums: dict[torch.device, Tensor] = {}
+        self._peaks: dict[torch.device, Tensor] = {}
+        self._pending: dict[str, dict[str, Tensor]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def prepare(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
+        """Make the accumulators for (more) layers, sorted by name: ranks agree on the order."""
+        kept = {name: _state_of(slot) for name, slot in self.slots.items()}
+        names = sorted({*self.slots, *layers})
+        known = {name: slot.layer for name, slot in self.slots.items()} | dict(layers)
+        self.slots = {
+            name: self.slots.get(name) or Slot(known[name], self.statistics) for name in names
+        }
+        for device, slots in self._by_device(model).items():
+            self._allocate(device, slots)
+        self.clear()
+        for name, state in (self._pending | kept).items():
+            if name in self.slots:
+                _restore(self.slots[name], state)
+                self._pending.pop(name, None)
+
+    def _by_device(self, model: nn.Module) -> dict[torch.device, list[Slot]]:
+        groups: dict[torch.device, list[Slot]] = {}
+        for name, slot in self.slots.items():
+            parameter = next(model.get_submodule(name).parameters())
+            groups.setdefault(parameter.device, []).append(slot)
+        return groups
+
+    def _allocate(self, device: torch.device, slots: list[Slot]) -> None:
+        summed = sum(s.reduce == "sum" for s in self.statistics)
+        peaked = len(self.statistics) - summed
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        units = sum(slot.layer.units for slot in slots)
+        sums = self._sums[device] = torch.zeros(
+            summed * units + len(slots), dtype=dtype, device=device
+        )
+        peaks = self._peaks[device] = torch.zeros(peaked * units, dtype=dtype, device=device)
+        at = top = 0
+        for slot in slots:
+            n = slot.layer.units
+            slot.sums = sums[at : at + summed * n].view(summed, n)
+            slot.samples = sums[at + summed * n : at + summed * n + 1]
+            slot.peaks = peaks[top : top + peaked * n].view(peaked, n)
+            at, top = at + summed * n + 1, top + peaked * n
+
+    def ride(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
+        """Put gated hooks on the model for the layers, which must have been prepared."""
+        for name, layer in layers.items():
+            self._handles.append(install(model, layer.tap, _Riding(self.gate, self.slots[name])))
+
+    def clear(self) -> None:
+        """Forget what was accumulated."""
+        for sums in self._sums.values():
+            sums.zero_()
+        for peaks in self._peaks.values():
+            peaks.fill_(float("-inf"))
+
+    def read(self, group: Any = None) -> dict[str, UnitSums]:
+        """Return what was accumulated: one reduction over ranks, one copy to the host a device.
+
+        Args:
+            group: the process group to reduce over; None reads this rank alone.
+        """
+        buffers = {"sum": self._sums, "max": self._peaks}
+        host: dict[tuple[str, torch.device], Tensor] = {}
+        for kind, by_device in buffers.items():
+            for device, buffer in by_device.items():
+                host[kind, device] = reduced(buffer, kind, group).to("cpu", torch.float64)
+        return {name: self._sums_of(slot, host) for name, slot in self.slots.items()}
+
+    def _sums_of(self, slot: Slot, host: Mapping[tuple[str, torch.device], Tensor]) -> UnitSums:
+        values: dict[str, Tensor] = {}
+        for kind, rows in (("sum", slot.sums), ("max", slot.peaks)):
+            names = [s.name for s in self.statistics if s.reduce == kind]
+            flat = host[kind, slot.samples.device]
+            start = rows.storage_offset()
+            table = flat[start : start + rows.numel()].view(rows.shape)
+            values.update({name: table[i].clone() for i, name in enumerate(names)})
+        samples = host["sum", slot.samples.device][slot.samples.storage_offset()]
+        return UnitSums(values, int(samples), slot.layer.bounds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the accumulators and the gate."""
+        slots = {name: _state_of(slot) for name, slot in self.slots.items()}
+        return {"on": self.gate.on, "slots": self._pending | slots}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the accumulators back, now or when their layers are known."""
+        self.gate.on = bool(state["on"])
+        self.clear()
+        self._pending = dict(state["slots"])
+        for name in [name for name in self._pending if name in self.slots]:
+            _restore(self.slots[name], self._pending.pop(name))
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.gate.on = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def reduced(buffer: Tensor, kind: str, group: Any) -> Tensor:
+    """Return a buffer reduced over the ranks of a group, by sum or maximum; itself without one."""
+    if group is None or buffer.numel() == 0:
+        return buffer
+    import torch.distributed as dist
+
+    whole = buffer.clone()
+    dist.all_reduce(whole, dist.ReduceOp.SUM if kind == "sum" else dist.ReduceOp.MAX, group=group)
+    return whole
+
+
+def measure(
+    model: nn.Module,
+    batch: Batch,
+    layers: Mapping[str, Layer],
+    statistics: Sequence[Statistic],
+    *,
+    entry: str = "",
+    group: Any = None,
+) -> dict[str, UnitSums]:
+    """Measure the units of some layers on a batch in a forward pass apart from training.
+
+    Args:
+        model: the model that the layers are named in.
+        batch: the inputs.
+        layers: {name: layer}.
+        statistics: what to measure of each unit.
+        entry: name of the module that the batch is for; "" is the model itself.
+        group: the process group to reduce over; None measures this rank alone.
+    """
+    recorder = Recorder(statistics)
+    recorder.prepare(model, layers)
+
+    def take(name: str, read: Tensor) -> None:
+        slot = recorder.slots[name]
+        slot.add(*slot.figures(read))
+
+    _run_tapped(model, batch, layers, entry, take)
+    sums = recorder.read(group)
+    return {name: sums[name] for name in layers}
+
+
+def activations(
+    model: nn.Module, batch: Batch, layers: Mapping[str, Layer], *, entry: str = ""
+) -> dict[str, Tensor]:
+    """Return the activations of some layers on a batch, from a forward pass apart from training.
+
+    Args:
+        model: the model that the layers are named in.
+        batch: the inputs.
+        layers: {name: layer}.
+        entry: name of the module that the batch is for; "" is the model itself.
+
+    Returns:
+        {name: [samples, units]}; for a convolution or a sequence every position is a sample.
+    """
+    found: dict[str, Tensor] = {}
+
+    def take(name: str, read: Tensor) -> None:
+        tap = layers[name].tap
+        h = read.detach() if tap.function is None else tap.function(read.detach())
+        found[name] = h.movedim(tap.axis, -1).reshape(-1, layers[name].units).clone()
+
+    _run_tapped(model, batch, layers, entry, take)
+    return found
+
+
+def _run_tapped(
+    model: nn.Module,
+    batch: Batch,
+    layers: Mapping[str, Layer],
+    entry: str,
+    take: Callable[[str, Tensor], None],
+) -> None:
+    handles = [install(model, layer.tap, partial(take, name)) for name, layer in layers.items()]
+    try:
+        with apart(model):
+            batch.run(model.get_submodule(entry))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _state_of(slot: Slot) -> dict[str, Tensor]:
+    return {name: getattr(slot, name).to("cpu", copy=True) for name in ("sums", "peaks", "samples")}
+
+
+def _restore(slot: Slot, state: Mapping[str, Tensor]) -> None:
+    for name, values in state.items():
+        getattr(slot, name).copy_(values)
