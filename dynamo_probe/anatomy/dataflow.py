@@ -7,7 +7,7 @@ value never changes. What happens inside fused calls (attention, recurrent cells
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,10 @@ class Dataflow:
     returned: set[int] = field(default_factory=set)
     learned: set[int] = field(default_factory=set)
     """Values that are parameters or buffers."""
+    storages: list[int] = field(default_factory=list)
+    """Where each value's numbers lie: a view lies where its base lies."""
+    writes: list[int] = field(default_factory=list)
+    """Values that were written to in place."""
 
     def live(self) -> Dataflow:
         """Return the same flow without operations that lead to nothing that was returned."""
@@ -76,7 +80,15 @@ class Dataflow:
                 kept.append(operation)
         kept.reverse()
         made_by = {number: op for op in kept for number in op.outputs}
-        return Dataflow(kept, self.calls, self.shapes, made_by, self.returned, self.learned)
+        return replace(self, operations=kept, made_by=made_by)
+
+    def weights(self) -> set[int]:
+        """Return the values that depend on parameters and buffers alone, such as a transpose."""
+        found = set(self.learned)
+        for operation in self.operations:
+            if operation.inputs and found.issuperset(operation.inputs):
+                found.update(operation.outputs)
+        return found
 
     def uses(self) -> dict[int, list[Operation]]:
         """Return the operations that read each value, in order."""
@@ -120,6 +132,7 @@ class _Recording(TorchFunctionMode):
         self.alive.append(tensor)
         self.numbers[id(tensor)] = number
         self.flow.shapes.append(tensor.shape)
+        self.flow.storages.append(_storage(tensor))
         return number
 
     def number(self, tensor: Tensor) -> int:
@@ -146,12 +159,14 @@ class _Recording(TorchFunctionMode):
                 self.recorded(args),
                 {k: self.recorded(v) for k, v in kwargs.items()},
             )
-            read = tuple(self.number(t) for t in tensors_in((args, kwargs)))
+            given = list(tensors_in((args, kwargs)))
+            read = tuple(self.number(t) for t in given)
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             made = list(tensors_in(result))
             if result is None and args and isinstance(args[0], Tensor):
                 made = [args[0]]  # such as x[mask] = 0
+            self.flow.writes += [self.number(t) for t in made if any(t is g for g in given)]
             if made:
                 outputs = tuple(self.new(tensor) for tensor in made)
                 operation = Operation(
@@ -189,6 +204,13 @@ class _Recording(TorchFunctionMode):
                     call.output = self.number(output)
 
         return left
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none
+        return 0
 
 
 def record(
