@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dynamo_probe.anatomy.neurons import Layer
+from dynamo_probe.anatomy.layer import Layer
 from dynamo_probe.anatomy.taps import install
 from dynamo_probe.observation.apart import apart
 from dynamo_probe.observation.batch import Batch

@@ -1,0 +1,52 @@
+"""See what happens inside a network while it trains, and act on it.
+
+Example:
+    >>> import torch, dynamo_probe as dp
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    >>> optimizer = torch.optim.Adam(net.parameters())
+    >>> with dp.watch(net, optimizer, [dp.Dormancy(every=2)]) as watch:
+    ...     for _ in range(4):
+    ...         net(torch.randn(16, 4)).square().mean().backward()
+    ...         optimizer.step()
+    >>> watch.step
+    4
+    >>> watch.history.series("dormancy/samples")[0].tolist()
+    [1, 2, 4]
+"""
+
+from dynamo_probe.attach import watch, watched
+from dynamo_probe.instrument import Event, Instrument, Probe, Reading, Treatment
+from dynamo_probe.probes.dormancy import Dormancy
+from dynamo_probe.probes.rank import Rank
+from dynamo_probe.schedule import Every, LogSpaced, Schedule
+from dynamo_probe.sinks.memory import History
+from dynamo_probe.sinks.sink import Sink
+from dynamo_probe.sinks.tensorboard import TensorBoard
+from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.treatments.redo import ReDo
+from dynamo_probe.watch import DynamoProbeWarning, Watch
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Dormancy",
+    "DynamoProbeWarning",
+    "Event",
+    "Every",
+    "History",
+    "Instrument",
+    "LogSpaced",
+    "NotMeasurable",
+    "Probe",
+    "Rank",
+    "ReDo",
+    "Reading",
+    "Schedule",
+    "Sink",
+    "Site",
+    "TensorBoard",
+    "Treatment",
+    "Watch",
+    "watch",
+    "watched",
+]

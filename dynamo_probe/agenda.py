@@ -1,0 +1,114 @@
+"""What is due when: the firings of instruments, and the gates that open before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from dynamo_probe.instrument import Instrument
+from dynamo_probe.site import Source
+
+
+class Timer:
+    """When one instrument fires next, and what has become of it.
+
+    Attributes:
+        instrument: the instrument.
+        sources: its sources that ride on the training; their gates open before it fires.
+        due: the update of the next firing; None when there is none.
+        fired: how often it has fired.
+        last: the update of the last firing.
+        off: why it is disabled; None while it works.
+        told: reasons for not measuring that were already reported.
+    """
+
+    __slots__ = ("due", "fired", "instrument", "last", "off", "sources", "told")
+
+    def __init__(self, instrument: Instrument, sources: Sequence[Source]) -> None:
+        """Set the first firing."""
+        self.instrument = instrument
+        self.sources = [source for source in sources if source.where == "training"]
+        self.due = instrument.schedule.after(0)
+        self.fired = 0
+        self.last: int | None = None
+        self.off: str | None = None
+        self.told: set[str] = set()
+
+    @property
+    def opens(self) -> int | None:
+        """The update at whose end the gates have to open for the next firing."""
+        if self.due is None:
+            return None
+        return self.due - max(1, int(getattr(self.instrument, "updates", 1)))
+
+    def switch_off(self, reason: str) -> None:
+        """Disable the instrument for good and take its hooks off."""
+        self.off = self.off or reason
+        for source in self.sources:
+            source.recorder.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the instrument stands."""
+        return {
+            "due": self.due,
+            "fired": self.fired,
+            "last": self.last,
+            "off": self.off,
+            "state": self.instrument.state_dict(),
+            "recorders": [source.recorder.state_dict() for source in self.sources],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.due, self.fired, self.last = state["due"], state["fired"], state["last"]
+        self.off = state["off"]
+        self.instrument.load_state_dict(state["state"])
+        for source, recorded in zip(self.sources, state["recorders"], strict=False):
+            source.recorder.load_state_dict(recorded)
+
+
+class Agenda:
+    """The timers of a watch, in the order in which they fire.
+
+    Attributes:
+        wake: the next update at whose end anything has to be done.
+    """
+
+    def __init__(self, timers: Iterable[Timer]) -> None:
+        """Open the gates of what is due at the first update."""
+        self.timers = list(timers)
+        self.wake: float = 1
+        self.arm(0)
+
+    def take_due(self, step: int) -> Iterator[Timer]:
+        """Yield the timers that are due, and set their next firing after each."""
+        for timer in self.timers:
+            if timer.due is not None and step >= timer.due:
+                if timer.off is None:
+                    yield timer
+                timer.due = timer.instrument.schedule.after(step)
+
+    def arm(self, step: int) -> None:
+        """Open or shut each gate for the update that comes next.
+
+        All micro-batches of an update see the same gate, because it is only moved between updates.
+        """
+        for timer in self.timers:
+            opens = timer.opens
+            on = opens is not None and step >= opens and timer.off is None
+            for source in timer.sources:
+                gate = source.recorder.gate
+                if on and (not gate.on or timer.last == step):
+                    source.recorder.clear()
+                gate.on = on
+        self.plan(step)
+
+    def plan(self, step: int) -> None:
+        """Set the next update at which anything has to be done."""
+        times: list[float] = [1] if step == 0 else []
+        for timer in self.timers:
+            if timer.due is None or timer.opens is None:
+                continue
+            waiting = timer.sources and timer.opens > step
+            times.append(timer.opens if waiting else timer.due)
+        self.wake = min(times, default=float("inf"))

@@ -1,0 +1,321 @@
+"""What an instrument sees of a run: the model, its layers and wiring, a batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dynamo_probe.anatomy.layer import Layer, units_of
+from dynamo_probe.anatomy.neurons import find_neurons
+from dynamo_probe.anatomy.wiring import Wiring, wire
+from dynamo_probe.instrument import Event, Instrument, Reading
+from dynamo_probe.observation.apart import apart
+from dynamo_probe.observation.batch import Batch
+from dynamo_probe.observation.recorder import Recorder, measure
+from dynamo_probe.observation.statistics import Statistic, UnitSums
+
+Where = Literal["training", "probe"] | Batch
+
+
+class NotMeasurable(Exception):
+    """Raised by an instrument that cannot give an exact figure this time; carries the reason."""
+
+
+class Source:
+    """Where an instrument gets the statistics of units from.
+
+    Attributes:
+        instrument: whose source it is.
+        batch: the source's own inputs; None for those of the site.
+        where: `training` rides on the loop's own forward passes, `probe` runs the probe batch.
+        recorder: the accumulators of a riding source.
+    """
+
+    def __init__(
+        self, site: Site, instrument: Instrument, statistics: Sequence[Statistic], where: Where
+    ) -> None:
+        """Made by `Site.observe`."""
+        self.site = site
+        self.instrument = instrument
+        self.statistics = tuple(statistics)
+        self.batch = where if isinstance(where, Batch) else None
+        self.where: Literal["training", "probe"] = "probe" if isinstance(where, Batch) else where
+        self.recorder = Recorder(statistics)
+
+    def read(self) -> dict[str, UnitSums]:
+        """Return the statistics of each layer that was seen, in the order of the forward pass.
+
+        Raises:
+            NotMeasurable: when no layer was seen, with the reason.
+        """
+        site = self.site
+        if not site.layers:
+            raise NotMeasurable(site.why_no_layers())
+        if self.where == "probe":
+            found: dict[str, UnitSums] = {}
+            given = site.batches() if self.batch is None else {"": self.batch}
+            for prefix, batch in given.items():
+                inside = site.inside(prefix)
+                found |= measure(
+                    site.model,
+                    batch,
+                    inside,
+                    self.statistics,
+                    entry=prefix,
+                    group=site.process_group,
+                )
+        else:
+            found = self.recorder.read(site.process_group)
+        for name in site.layers:
+            if name in found and found[name].samples == 0:
+                site.unseen[name] = site.unseen.get(name, 0) + 1
+        seen = {name: found[name] for name in site.layers if name in found and found[name].samples}
+        if not seen:
+            raise NotMeasurable(
+                "no forward pass of a hidden layer was reached by a backward pass in this update"
+                if self.where == "training"
+                else "the probe batch is empty"
+            )
+        return seen
+
+
+class Site:
+    """A run as its instruments see it. `Watch` keeps it up to date.
+
+    Attributes:
+        model: the model inside any wrapper.
+        optimizers: the optimizers; the first one's steps are the clock.
+        step: optimizer updates seen.
+        layers: the hidden layers that can be read, by qualified name; empty before a forward pass.
+        skipped: why other parametric layers are left out.
+        unseen: {layer: readings in which it had no sample}.
+        process_group: the ranks that statistics are reduced over; None for this process alone.
+        no_riding: None, or why hooks cannot ride on the training's forward passes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        probe_batch: Batch | Callable[[], Batch] | None,
+        process_group: Any,
+        seed: int,
+    ) -> None:
+        """Made by `Watch`."""
+        self.model = model
+        self.optimizers = tuple(optimizers)
+        self.process_group = process_group
+        self.seed = seed
+        self.step = 0
+        self.layers: dict[str, Layer] = {}
+        self.skipped: dict[str, str] = {}
+        self.unseen: dict[str, int] = {}
+        self.entry_of: dict[str, str] = {}
+        self.no_riding: str | None = None
+        self.sources: list[Source] = []
+        self.readings: list[Reading] = []
+        self.events: list[Event] = []
+        self.given_batch = probe_batch
+        self.examples: dict[str, Batch] = {}
+        self.wants_batch = False
+        self._kept: set[str] = set()
+        self._wiring: dict[str, Wiring | str] = {}
+
+    # --- what instruments ask for when they attach -------------------------------------------
+
+    def observe(
+        self, instrument: Instrument, statistics: Sequence[Statistic], where: Where = "training"
+    ) -> Source:
+        """Ask for statistics of the units of every hidden layer, ready when the instrument fires.
+
+        Args:
+            instrument: who asks; the gate follows its schedule and its `updates` attribute.
+            statistics: what is wanted of each unit (`dynamo_probe.observation.statistics`).
+            where: `training` for the loop's own forward passes, `probe` for the probe batch, or a
+                batch of the instrument's own.
+        """
+        if where == "training" and self.no_riding is not None:
+            where = "probe"
+        source = Source(self, instrument, statistics, where)
+        self.sources.append(source)
+        if where == "probe":
+            self.want_batch()
+        return source
+
+    def want_batch(self) -> None:
+        """Ask that a batch is at hand: the probe batch, or else the first training batch."""
+        self.wants_batch = True
+
+    def check_layers(self, names: Sequence[str]) -> None:
+        """Refuse names of layers that the model does not have.
+
+        Raises:
+            ValueError: when a name is not that of a Linear or Conv layer; lists those there are.
+        """
+        known = [name for name, module in self.model.named_modules() if units_of(module)]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"there is no layer {unknown[0]!r}; this model has {known}")
+
+    # --- what instruments use when they fire --------------------------------------------------
+
+    def batches(self) -> Mapping[str, Batch]:
+        """Return the fixed inputs for each module that the loop calls by itself ("" is the model).
+
+        Raises:
+            NotMeasurable: when no forward pass has been seen and no probe batch was given.
+        """
+        if self.given_batch is not None:
+            given = self.given_batch
+            return {"": given if isinstance(given, Batch) else given()}
+        if not self.examples:
+            raise NotMeasurable(f"there is no probe batch: {self.why_no_layers()}")
+        return self.examples
+
+    @contextmanager
+    def apart(self) -> Generator[nn.Module, None, None]:
+        """Lend the model for forward passes that leave no trace (see `observation.apart`)."""
+        with apart(self.model):
+            yield self.model
+
+    def inside(self, prefix: str) -> dict[str, Layer]:
+        """Return the layers that were found when the module of that name was called by itself."""
+        return {n: layer for n, layer in self.layers.items() if self.entry_of[n] == prefix}
+
+    def wiring(self) -> Mapping[str, Wiring | str]:
+        """Return for each hidden layer the weights that enter and leave its units, or why not."""
+        missing = [name for name in self.layers if name not in self._wiring]
+        for prefix, batch in (self.batches() if missing else {}).items():
+            names = [_inside(n, prefix) for n in missing if self.entry_of[n] == prefix]
+            if names:
+                module = self.model.get_submodule(prefix)
+                found = wire(module, batch.args, dict(batch.kwargs), names)
+                self._wiring.update(
+                    {_joined(prefix, name): _qualified(w, prefix) for name, w in found.items()}
+                )
+        return self._wiring
+
+    def known_wiring(self) -> Mapping[str, Wiring | str]:
+        """Return the wiring as far as an instrument has asked for it."""
+        return self._wiring
+
+    def generator(self, *labels: object) -> torch.Generator:
+        """Return a CPU generator for a purpose: the same on every rank and after a resume.
+
+        Args:
+            *labels: what it is for, such as the instrument's and the layer's name. The watch's seed
+                and the current update go in by themselves.
+        """
+        text = repr((self.seed, self.step, *labels)).encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        return torch.Generator().manual_seed(seed)
+
+    def emit(self, tag: str, value: float | np.ndarray, samples: int | None = None) -> None:
+        """Report a figure of this update.
+
+        Args:
+            tag: what it is; the instrument's name and a slash first.
+            value: a number, or a NumPy array [units].
+            samples: how many samples it was computed from.
+
+        Raises:
+            TypeError: when the value is something else, such as a tensor.
+        """
+        if not isinstance(value, (int, float, np.number, np.ndarray)):
+            raise TypeError(
+                f"{tag!r} is a {type(value).__name__}; emit a float or a NumPy array "
+                "(tensor.item(), tensor.cpu().numpy())"
+            )
+        self.readings.append(Reading(self.step, tag, value, samples))
+
+    def note(self, kind: str, subject: str, **detail: Any) -> None:
+        """Report that something was done or noticed at this update."""
+        self.events.append(Event(self.step, kind, subject, detail))
+
+    # --- what the watch tells it ---------------------------------------------------------------
+
+    def meet(self, prefix: str, batch: Batch) -> dict[str, Layer]:
+        """Find the hidden layers of a module from real inputs, and put the riding hooks on them.
+
+        Args:
+            prefix: qualified name of the module that was called by itself; "" is the model.
+            batch: its inputs.
+
+        Returns:
+            The layers that are new.
+        """
+        module = self.model.get_submodule(prefix)
+        anatomy = find_neurons(module, batch.args, batch.kwargs, whole=not prefix)
+        found = {
+            _joined(prefix, name): replace(
+                layer,
+                name=_joined(prefix, name),
+                tap=replace(layer.tap, module=_joined(prefix, layer.tap.module)),
+                partner=layer.partner and _joined(prefix, layer.partner),
+            )
+            for name, layer in anatomy.layers.items()
+        }
+        new = {name: layer for name, layer in found.items() if name not in self.layers}
+        self.layers.update(new)
+        self.entry_of.update(dict.fromkeys(new, prefix))
+        for name, reason in anatomy.skipped.items():
+            if prefix and not name:
+                reason = "called by itself outside a forward pass: what follows it is not visible"
+            self.skipped.setdefault(_joined(prefix, name), reason)
+        for name in new:
+            self.skipped.pop(name, None)
+        self.examples[prefix] = batch
+        for source in self.sources:
+            if source.where == "training":
+                source.recorder.prepare(self.model, new)
+                source.recorder.ride(self.model, new)
+        return new
+
+    def keep_batch(self) -> None:
+        """Keep the inputs of the first training forward pass, if anything asked for a batch."""
+        if not self.wants_batch:
+            self.examples = {}
+        for prefix in self.examples.keys() - self._kept:
+            self.examples[prefix] = self.examples[prefix].clone()
+            self._kept.add(prefix)
+
+    def why_no_layers(self) -> str:
+        """Say why there is nothing to read."""
+        if self.skipped:
+            first = next(iter(self.skipped.items()))
+            return f"no hidden layer can be read (such as {first[0] or 'the model'}: {first[1]})"
+        return (
+            "no forward pass of the model has been seen; pass probe_batch= to dp.watch, or watch "
+            "the module that the loop calls"
+        )
+
+    def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Return the model's named parameters."""
+        return self.model.named_parameters()
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def _inside(name: str, prefix: str) -> str:
+    return name[len(prefix) :].lstrip(".") if prefix else name
+
+
+def _qualified(wiring: Wiring | str, prefix: str) -> Wiring | str:
+    if isinstance(wiring, str) or not prefix:
+        return wiring
+    changes: dict[str, Any] = {"layer": _joined(prefix, wiring.layer)}
+    for field in wiring.__dataclass_fields__:
+        value = getattr(wiring, field)
+        if isinstance(value, tuple):
+            changes[field] = tuple(replace(e, name=_joined(prefix, e.name)) for e in value)
+    return replace(wiring, **changes)

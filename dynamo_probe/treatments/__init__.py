@@ -1,0 +1,1 @@
+"""Treatments: they change weights, masks or optimizer state, and report what they changed."""

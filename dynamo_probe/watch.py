@@ -1,0 +1,321 @@
+"""The watch: it attaches instruments to a training loop, runs them on time, and lets go again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from dynamo_probe.agenda import Agenda, Timer
+from dynamo_probe.anatomy.twin import unwrap
+from dynamo_probe.discovery import Discovery, already_ran_compiled, is_compiled
+from dynamo_probe.doctor import Report, examine
+from dynamo_probe.instrument import Event, Instrument, Treatment
+from dynamo_probe.observation.batch import Batch, as_batch
+from dynamo_probe.requirements import check_instruments, check_model, check_optimizers
+from dynamo_probe.resume import FORMAT, check_state, shapes
+from dynamo_probe.sinks.courier import Courier
+from dynamo_probe.sinks.given import as_sinks
+from dynamo_probe.sinks.memory import History
+from dynamo_probe.site import NotMeasurable, Site
+
+logger = logging.getLogger("dynamo_probe")
+
+
+class DynamoProbeWarning(UserWarning):
+    """Something about the watch, never about the training: an instrument was disabled, say."""
+
+
+class Watch:
+    """Instruments attached to a training loop. Made by `dynamo_probe.watch`.
+
+    Use it as a context manager, or call `close`. Between two steps of the (first) optimizer lies
+    one update; `step` counts them. Everything a watch does, it does inside hooks of torch: nothing
+    inside the loop changes.
+
+    Attributes:
+        history: readings in memory: `.tags()`, `.series(tag)`, `.latest(tag)`, `.to_pandas()`.
+        events: what was done or noticed, in order.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        instruments: Instrument | Sequence[Instrument],
+        *,
+        log_dir: str | os.PathLike[str] | None = None,
+        sinks: Sequence[Any] = (),
+        probe_batch: Any = None,
+        process_group: Any = None,
+        seed: int = 0,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        """Attach; see `dynamo_probe.watch` for the arguments."""
+        if on_error not in ("warn", "raise"):
+            raise ValueError(f"on_error is {on_error!r}; give 'warn' or 'raise'")
+        self.history = History()
+        self.events: list[Event] = []
+        self._on_error = on_error
+        self._attached = False
+        self._closed = False
+        self._working = False
+        self._handles: list[RemovableHandle] = []
+        self._discovery: Discovery | None = None
+        self._wrapper = model
+        inner = unwrap(model)
+        check_model(inner)
+        optimizers = check_optimizers(inner, optimizer)
+        chosen = check_instruments(instruments)
+        self._site = Site(inner, optimizers, as_batch(probe_batch), process_group, seed)
+        if already_ran_compiled(inner, model):
+            self._site.no_riding = (
+                "the model has already run under torch.compile, and torch ignores hooks that come "
+                "later; attach before its first call to ride on the training's forward passes"
+            )
+        found = as_sinks(log_dir, sinks)
+        self._courier = Courier(found, self._sink_trouble) if found else None
+        try:
+            self._agenda = Agenda([self._made(instrument) for instrument in chosen])
+            if self._site.given_batch is not None:
+                self._meet("", self._site.batches()[""])
+            if self._site.no_riding is not None:
+                self._site.note("note", "torch.compile", reason=self._site.no_riding)
+                self._warn(f"{self._site.no_riding}. Until then the probe batch is observed.")
+            self._agenda.arm(0)
+            self._hook(optimizers[0])
+            self._attached = True
+        except BaseException:
+            self.close()
+            raise
+
+    def _made(self, instrument: Instrument) -> Timer:
+        before = len(self._site.sources)
+        instrument.attach(self._site)
+        return Timer(instrument, self._site.sources[before:])
+
+    def _hook(self, clock: Optimizer) -> None:
+        self._handles.append(clock.register_step_post_hook(self._after_step))
+        model, wrapper = self._site.model, self._wrapper
+        if self._site.layers:
+            return
+        self._discovery = Discovery(model, wrapper, self._called)
+        if type(wrapper).__name__ != "OptimizedModule" and is_compiled(model):
+            reason = "model.compile() hides the first forward pass: give probe_batch= to dp.watch"
+            self._site.note("skipped", "the model", reason=reason)
+            self._warn(reason)
+
+    # --- what a user reads and calls ----------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates seen; skipped steps (a gradient scaler's) do not count."""
+        return self._site.step
+
+    @property
+    def model(self) -> nn.Module:
+        """The model inside any wrapper."""
+        return self._site.model
+
+    @property
+    def instruments(self) -> tuple[Instrument, ...]:
+        """The instruments, in the order in which they fire."""
+        return tuple(timer.instrument for timer in self._agenda.timers)
+
+    def doctor(self) -> Report:
+        """Report what is tapped and how, what is skipped and why, and what has fired how often."""
+        fired = [(t.instrument, t.fired, t.last, t.due, t.off) for t in self._agenda.timers]
+        trouble = self._courier.report() if self._courier is not None else []
+        return examine(self._site, fired, trouble)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on bit-identically; put it into the checkpoint.
+
+        It holds tensors, numbers, strings and containers of them, so that
+        `torch.load(weights_only=True)` reads it.
+        """
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "model": shapes(self._site),
+            "instruments": {t.instrument.name: t.state_dict() for t in self._agenda.timers},
+            "history": self.history.state_dict(),
+            "events": [(e.step, e.kind, e.subject, dict(e.detail)) for e in self.events],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; call it before the first update.
+
+        Raises:
+            ValueError: when the state is of another model, other instruments or another format;
+                nothing is changed then.
+        """
+        check_state(state, self._site, self.instruments)
+        self._site.step = int(state["step"])
+        for timer in self._agenda.timers:
+            timer.load_state_dict(state["instruments"][timer.instrument.name])
+        self.history.load_state_dict(state["history"])
+        self.events[:] = [Event(*event) for event in state["events"]]
+        self._agenda.plan(self.step)
+        if self._courier is not None:
+            self._courier.resume(self.step)
+
+    def close(self) -> None:
+        """Let go of the model: no hook, attribute or thread is left. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._discovery is not None:
+            self._discovery.close()
+        for handle in self._handles:
+            handle.remove()
+        for source in self._site.sources:
+            source.recorder.close()
+        self._deliver()
+        if self._courier is not None:
+            self._courier.close()
+
+    def __enter__(self) -> Watch:
+        """Return the watch."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close, also after an exception, which goes on."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Say it in one line."""
+        names = ", ".join(instrument.name for instrument in self.instruments)
+        return f"Watch(update {self.step}, {names}{', closed' if self._closed else ''})"
+
+    # --- what happens in the loop ---------------------------------------------------------------
+
+    def _called(self, prefix: str, batch: Batch) -> None:
+        """See a forward pass before it runs: the first one shows the anatomy."""
+        if self._working or self._closed:
+            return
+        site = self._site
+        if prefix not in site.examples:
+            self._guarded(lambda: self._meet(prefix, batch))
+            site.examples.setdefault(prefix, batch)  # also where meeting it failed
+        elif torch.is_grad_enabled():
+            site.examples[prefix] = batch
+
+    def _meet(self, prefix: str, batch: Batch) -> None:
+        self._working = True
+        try:
+            self._site.meet(prefix, batch)
+            for timer in self._agenda.timers:
+                if timer.off is None:
+                    self._run(timer, timer.instrument.begin)
+        finally:
+            self._working = False
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Count an update; this is all that most updates cost."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return  # a fused optimizer that was told to change nothing
+        site = self._site
+        site.step += 1
+        if site.step >= self._agenda.wake:
+            self._guarded(self._work)
+
+    def _work(self) -> None:
+        site, step = self._site, self._site.step
+        self._working = True
+        try:
+            if site.examples and self._discovery is not None:
+                site.keep_batch()
+                self._discovery.settle()
+            for timer in self._agenda.take_due(step):
+                self._fire(timer)
+            self._agenda.arm(step)
+        finally:
+            self._working = False
+        self._deliver()
+
+    def _fire(self, timer: Timer) -> None:
+        instrument = timer.instrument
+        if isinstance(instrument, Treatment) and not instrument.enabled:
+            return
+        done = self._run(timer, instrument.fire)
+        if done:
+            timer.fired += 1
+            timer.last = self.step
+
+    def _run(self, timer: Timer, action: Callable[[Site], None]) -> bool:
+        """Run a part of an instrument; a failure disables it and goes no further."""
+        name = timer.instrument.name
+        try:
+            action(self._site)
+        except NotMeasurable as reason:
+            if str(reason) not in timer.told:
+                timer.told.add(str(reason))
+                self._site.note("skipped", name, reason=str(reason))
+            return False
+        except Exception as error:
+            if self._on_error == "raise" or not self._attached:
+                raise
+            timer.switch_off(f"{type(error).__name__}: {error}")
+            logger.debug("%s failed", name, exc_info=True)
+            self._site.note("disabled", name, reason=timer.off)
+            self._warn(
+                f"{name} failed at update {self.step} and is disabled, training goes on. "
+                f"{timer.off}"
+            )
+            return False
+        return True
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Keep a failure of the watch itself away from the training."""
+        try:
+            action()
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            for timer in self._agenda.timers:
+                timer.off = timer.off or f"{type(error).__name__}: {error}"
+            logger.debug("the watch failed", exc_info=True)
+            self._site.note("disabled", "the watch", reason=f"{type(error).__name__}: {error}")
+            self._warn(
+                f"the watch failed at update {self.step} and is disabled; training goes on: {error}"
+            )
+
+    def _deliver(self) -> None:
+        """Hand the readings and events of this update to the history and the sinks."""
+        site = self._site
+        readings, events = site.readings, site.events
+        if not readings and not events:
+            return
+        site.readings, site.events = [], []
+        self.history.add(readings)
+        self.events += events
+        if self._courier is not None:
+            self._courier.send(self.step, readings, events)
+
+    # --- small things -------------------------------------------------------------------------
+
+    def _sink_trouble(self, sink: str, message: str) -> None:
+        self.events.append(Event(self.step, "note", sink, {"reason": message}))
+        self._warn(f"{sink}: {message}")
+
+    def _warn(self, message: str) -> None:
+        logger.debug(message)
+        # Where warnings are errors, this one must not become one in the middle of a training.
+        with suppress(DynamoProbeWarning):
+            warnings.warn(message, DynamoProbeWarning, stacklevel=3)
