@@ -1,0 +1,1 @@
+"""Reinforcement learning agents, a readable file each, on the public API of dynamo_probe."""

@@ -1,0 +1,134 @@
+"""Updates per second of `agents.dqn` against Stable-Baselines3's DQN at equal settings.
+
+    python -m benchmarks.agents.dqn_speed
+
+Both train on CartPole with one thread: the same network, learning rate, batch, replay, exploration,
+target interval and clipping, one update for each step. The arms take turns within one process. A
+round's figure is the number of updates over the processor time from the first update to the last,
+acting and environment included, the steps before learning left out. Denormal floats count as zero
+for every arm, which SB3 alone does not ask for, so that it does not lose by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.dqn import Args, train
+
+LEARNING_STARTS, EPSILON_STEPS, TARGET_INTERVAL, CAPACITY = 500, 1_000, 500, 50_000
+
+
+class FirstUpdate(BaseCallback):
+    """Notes the processor time at which the steps before learning are over."""
+
+    started: float | None = None
+
+    def _on_rollout_end(self) -> None:
+        # Called between a step and its update.
+        if self.started is None and self.num_timesteps > LEARNING_STARTS:
+            self.started = time.process_time()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def stable_baselines3(updates: int, seed: int) -> float:
+    """Return updates per second of processor time."""
+    steps = LEARNING_STARTS + updates
+    model = DQN(
+        "MlpPolicy",
+        "CartPole-v1",
+        learning_rate=1e-3,
+        buffer_size=CAPACITY,
+        learning_starts=LEARNING_STARTS,
+        batch_size=32,
+        gamma=0.99,
+        train_freq=1,
+        gradient_steps=1,
+        target_update_interval=TARGET_INTERVAL,
+        exploration_fraction=EPSILON_STEPS / steps,
+        exploration_final_eps=0.05,
+        max_grad_norm=10.0,
+        policy_kwargs={"net_arch": [128, 128]},
+        seed=seed,
+        device="cpu",
+    )
+    clock = FirstUpdate()
+    model.learn(steps, callback=clock)
+    seconds = time.process_time() - (clock.started or 0.0)
+    assert model._n_updates == updates
+    return updates / seconds
+
+
+def dynamo(updates: int, seed: int, probe: bool) -> float:
+    """Return updates per second of processor time."""
+    result = train(
+        Args(
+            env_id="CartPole-v1",
+            total_steps=LEARNING_STARTS + updates,
+            seed=seed,
+            hidden=(128, 128),
+            learning_rate=1e-3,
+            gamma=0.99,
+            batch_size=32,
+            replay_ratio=1.0,
+            replay_capacity=CAPACITY,
+            learning_starts=LEARNING_STARTS,
+            target_interval=TARGET_INTERVAL,
+            max_grad_norm=10.0,
+            epsilon_end=0.05,
+            epsilon_steps=EPSILON_STEPS,
+            probe=probe,
+            probe_every=100,
+            log_dir=None,
+            progress=False,
+        )
+    )
+    assert result.updates == updates
+    return updates / result.update_seconds
+
+
+def measure(rounds: int, updates: int) -> dict[str, list[float]]:
+    """Run all arms in turn, `rounds` times; return each arm's updates per second, by round."""
+    arms: dict[str, Callable[[int, int], float]] = {
+        "Stable-Baselines3": stable_baselines3,
+        "agents.dqn": lambda updates, seed: dynamo(updates, seed, probe=False),
+        "agents.dqn --probe": lambda updates, seed: dynamo(updates, seed, probe=True),
+    }
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    for arm in arms.values():
+        arm(100, 0)
+    speeds: dict[str, list[float]] = {name: [] for name in arms}
+    for seed in range(1, rounds + 1):
+        # The order turns around, so that nobody always runs first.
+        for name in list(arms)[:: 1 if seed % 2 else -1]:
+            speeds[name].append(arms[name](updates, seed))
+    return speeds
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds, each with every arm")
+    parser.add_argument("--updates", type=int, default=1_000, help="updates of an arm in a round")
+    options = parser.parse_args()
+    speeds = measure(options.rounds, options.updates)
+    base = speeds["Stable-Baselines3"]
+    print(f"{'':20}{'updates/s':>10}{'ratio':>8}   ratio by round")
+    for name, arm in speeds.items():
+        ratios = [ours / theirs for ours, theirs in zip(arm, base, strict=True)]
+        by_round = " ".join(f"{ratio:.2f}" for ratio in ratios)
+        median = statistics.median(arm)
+        print(f"{name:20}{median:10.0f}{statistics.median(ratios):8.2f}   {by_round}")
+
+
+if __name__ == "__main__":
+    main()
