@@ -223,9 +223,15 @@ def td_targets(
 
 def make_instruments(args: Args, target: nn.Module) -> list[dp.Instrument]:
     """Return what the watch carries."""
-    instruments: list[dp.Instrument] = [dp.Dormancy(every=args.probe_every)] if args.probe else []
+    # Scores of 256 samples at the usual batch: with 32, a unit that seldom fires looks dead.
+    gathered = -(-256 // args.batch_size)
+    instruments: list[dp.Instrument] = []
+    if args.probe:
+        instruments.append(dp.Dormancy(every=args.probe_every, updates=gathered))
     if args.redo:
-        instruments.append(dp.ReDo(every=args.redo_every, tau=args.redo_tau, mirror=[target]))
+        instruments.append(
+            dp.ReDo(args.redo_tau, args.redo_every, updates=gathered, mirror=[target])
+        )
     return instruments
 
 

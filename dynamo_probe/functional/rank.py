@@ -9,9 +9,9 @@ least as many samples as units. Features that are all zero have rank 0: no direc
 anything.
 
 Precision: the singular values are square roots of the eigenvalues of the smaller Gram matrix, in
-float64. Rounding puts an error of up to about max(samples, units) * 2.2e-16 of the largest
-eigenvalue on each; an eigenvalue below that is noise and becomes exactly 0. So a direction counts
-when its singular value is above about 1.5e-8 * sqrt(max(samples, units)) of the largest.
+float64. Rounding shifts every eigenvalue by some max(samples, units) * 2.2e-16 of the largest one.
+An eigenvalue below 4 times that is taken for noise and becomes exactly 0, so a direction counts
+when its singular value is above about 3e-8 * sqrt(max(samples, units)) of the largest.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _solve(features: Tensor, center: bool = False) -> tuple[Tensor, Tensor]:
     samples, units = matrix.shape
     gram = matrix.T @ matrix if units <= samples else matrix @ matrix.T
     eigenvalues = torch.linalg.eigvalsh(gram).flip(0)
-    noise = eigenvalues[0] * max(samples, units) * _EPSILON
+    noise = eigenvalues[0] * 4 * max(samples, units) * _EPSILON
     eigenvalues = torch.where(eigenvalues > noise, eigenvalues, 0.0)
     largest = eigenvalues[0]
     relative = eigenvalues / largest if largest > 0 else eigenvalues

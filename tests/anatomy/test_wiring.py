@@ -438,7 +438,7 @@ def test_random_convolutional_nets_are_wired_truly(
             parts.add_module(f"pool{number}", pools[pool])
             width = channel
         parts.add_module("flatten", nn.Flatten())
-        size = parts(x).shape[1]
+        size = parts.eval()(x).shape[1]
         parts.add_module("fc", nn.Linear(size, hidden))
         parts.add_module("act", nn.Tanh())
         parts.add_module("head", nn.Linear(hidden, 2))
