@@ -64,16 +64,18 @@ class Report:
         lines = [f"{self.model}, after {self.step} updates", "", "Layers"]
         width = max((len(layer.name) for layer in self.layers), default=0)
         for layer in self.layers:
-            units = f"{layer.units:>6} units, {layer.measured}" if layer.units else layer.measured
+            units = f"{layer.units:>6} units, read at the {layer.measured}"
+            units = units if layer.units else layer.measured
             lines.append(f"  {layer.name:<{width}}  {units}")
-            if layer.recyclable is False:
-                lines.append(f"  {'':<{width}}  not recyclable: {layer.reason}")
+            if layer.recyclable is not None:
+                how = "recyclable" if layer.recyclable else f"not recyclable: {layer.reason}"
+                lines.append(f"  {'':<{width}}               {how}")
         lines += ["", "Instruments"]
         for one in self.instruments:
             last = "never" if one.last is None else f"last at update {one.last}"
             due = "never again" if one.due is None else f"next at {one.due}"
-            lines.append(f"  {one.name}: {one.schedule}, {one.observes}")
-            lines.append(f"    fired {one.fired} times ({last}, {due})")
+            lines.append(f"  {one.name}: {one.schedule}; {one.observes}")
+            lines.append(f"    fired {one.fired} times; {last}, {due}")
             lines += [f"    {line}" for line in one.lines]
         lines += ["", "Warnings" if self.warnings else "No warnings"]
         lines += [f"  {warning}" for warning in self.warnings]

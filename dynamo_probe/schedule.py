@@ -44,6 +44,14 @@ class Every:
         if self.end is not None and self.end < self.start:
             raise ValueError(f"end ({self.end}) lies before start ({self.start}); exchange them")
 
+    def __str__(self) -> str:
+        """Say it in words."""
+        words = ["every update" if self.n == 1 else f"every {self.n} updates"]
+        words += [f"from {self.start}"] if self.start else []
+        words += [f"to {self.end}"] if self.end is not None else []
+        words += [f"and at {max(self.start, 1)}"] if self.first and self.n > 1 else []
+        return " ".join(words)
+
     def after(self, update: int) -> int | None:
         """Return the first scheduled update greater than `update`; None when there is none."""
         opening = max(self.start, 1)
@@ -68,6 +76,10 @@ class LogSpaced:
         """Refuse what cannot be meant."""
         if self.per_decade < 1:
             raise ValueError(f"per_decade is {self.per_decade}; give 1 or more")
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return f"about {self.per_decade} times in each decade of updates"
 
     def after(self, update: int) -> int | None:
         """Return the first scheduled update greater than `update`."""
