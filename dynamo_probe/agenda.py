@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dynamo_probe.instrument import Instrument
+from dynamo_probe.observation.recorder import collect
 from dynamo_probe.site import Source
 
 
@@ -18,11 +19,12 @@ class Timer:
         due: the update of the next firing; None when there is none.
         fired: how often it has fired.
         last: the update of the last firing.
+        passed: the last update at which it was due, whether or not it fired.
         off: why it is disabled; None while it works.
         told: reasons for not measuring that were already reported.
     """
 
-    __slots__ = ("due", "fired", "instrument", "last", "off", "sources", "told")
+    __slots__ = ("due", "fired", "instrument", "last", "off", "passed", "sources", "told")
 
     def __init__(self, instrument: Instrument, sources: Sequence[Source]) -> None:
         """Set the first firing."""
@@ -31,6 +33,7 @@ class Timer:
         self.due = instrument.schedule.after(0)
         self.fired = 0
         self.last: int | None = None
+        self.passed: int | None = None
         self.off: str | None = None
         self.told: set[str] = set()
 
@@ -80,13 +83,27 @@ class Agenda:
         self.wake: float = 1
         self.arm(0)
 
+    def due(self, step: int) -> list[Timer]:
+        """Return the timers that are due, disabled ones included."""
+        return [timer for timer in self.timers if timer.due is not None and step >= timer.due]
+
+    def gather(self, step: int, group: Any) -> None:
+        """Read the sources of all that is due at once: one SUM and one MAX reduction over ranks.
+
+        Those of disabled instruments take part, because on other ranks they may still work.
+        """
+        sources = [source for timer in self.due(step) for source in timer.sources]
+        found = collect([source.recorder for source in sources], group)
+        for source, sums in zip(sources, found, strict=True):
+            source.collected = sums
+
     def take_due(self, step: int) -> Iterator[Timer]:
-        """Yield the timers that are due, and set their next firing after each."""
-        for timer in self.timers:
-            if timer.due is not None and step >= timer.due:
-                if timer.off is None:
-                    yield timer
-                timer.due = timer.instrument.schedule.after(step)
+        """Yield the timers that are due and work, and set their next firing after each."""
+        for timer in self.due(step):
+            if timer.off is None:
+                yield timer
+            timer.due = timer.instrument.schedule.after(step)
+            timer.passed = step
 
     def arm(self, step: int) -> None:
         """Open or shut each gate for the update that comes next.
@@ -98,7 +115,7 @@ class Agenda:
             on = opens is not None and step >= opens and timer.off is None
             for source in timer.sources:
                 gate = source.recorder.gate
-                if on and (not gate.on or timer.last == step):
+                if on and (not gate.on or timer.passed == step):
                     source.recorder.clear()
                 gate.on = on
         self.plan(step)

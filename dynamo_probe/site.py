@@ -37,6 +37,7 @@ class Source:
         batch: the source's own inputs; None for those of the site.
         where: `training` rides on the loop's own forward passes, `probe` runs the probe batch.
         recorder: the accumulators of a riding source.
+        collected: what was read for this update together with the other sources that were due.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Source:
         self.batch = where if isinstance(where, Batch) else None
         self.where: Literal["training", "probe"] = "probe" if isinstance(where, Batch) else where
         self.recorder = Recorder(statistics)
+        self.collected: dict[str, UnitSums] | None = None
 
     def read(self) -> dict[str, UnitSums]:
         """Return the statistics of each layer that was seen, in the order of the forward pass.
@@ -72,6 +74,8 @@ class Source:
                     entry=prefix,
                     group=site.process_group,
                 )
+        elif self.collected is not None:
+            found, self.collected = self.collected, None
         else:
             found = self.recorder.read(site.process_group)
         for name in site.layers:

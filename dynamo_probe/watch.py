@@ -242,6 +242,7 @@ class Watch:
             if site.examples and self._discovery is not None:
                 site.keep_batch()
                 self._discovery.settle()
+            self._agenda.gather(step, site.process_group)
             for timer in self._agenda.take_due(step):
                 self._fire(timer)
             self._agenda.arm(step)

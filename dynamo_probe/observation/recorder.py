@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -19,6 +20,8 @@ from dynamo_probe.anatomy.taps import install
 from dynamo_probe.observation.apart import apart
 from dynamo_probe.observation.batch import Batch
 from dynamo_probe.observation.statistics import Statistic, UnitSums
+
+_REDUCTIONS: tuple[Literal["sum", "max"], ...] = ("sum", "max")
 
 
 class Gate:
@@ -155,16 +158,15 @@ class Recorder:
             peaks.fill_(float("-inf"))
 
     def read(self, group: Any = None) -> dict[str, UnitSums]:
-        """Return what was accumulated: one reduction over ranks, one copy to the host a device.
+        """Return what was accumulated; see `collect`."""
+        return collect([self], group)[0]
 
-        Args:
-            group: the process group to reduce over; None reads this rank alone.
-        """
-        buffers = {"sum": self._sums, "max": self._peaks}
-        host: dict[tuple[str, torch.device], Tensor] = {}
-        for kind, by_device in buffers.items():
-            for device, buffer in by_device.items():
-                host[kind, device] = reduced(buffer, kind, group).to("cpu", torch.float64)
+    def buffers(self, reduce: Literal["sum", "max"]) -> dict[torch.device, Tensor]:
+        """Return the flat buffer of each device: everything that is reduced in this way."""
+        return self._sums if reduce == "sum" else self._peaks
+
+    def unpacked(self, host: Mapping[tuple[str, torch.device], Tensor]) -> dict[str, UnitSums]:
+        """Return the statistics by layer from copies of the flat buffers on the host."""
         return {name: self._sums_of(slot, host) for name, slot in self.slots.items()}
 
     def _sums_of(self, slot: Slot, host: Mapping[tuple[str, torch.device], Tensor]) -> UnitSums:
@@ -174,7 +176,7 @@ class Recorder:
             flat = host[kind, slot.samples.device]
             start = rows.storage_offset()
             table = flat[start : start + rows.numel()].view(rows.shape)
-            values.update({name: table[i].clone() for i, name in enumerate(names)})
+            values.update({name: table[i] for i, name in enumerate(names)})
         samples = host["sum", slot.samples.device][slot.samples.storage_offset()]
         return UnitSums(values, int(samples), slot.layer.bounds)
 
@@ -199,15 +201,35 @@ class Recorder:
         self._handles.clear()
 
 
-def reduced(buffer: Tensor, kind: str, group: Any) -> Tensor:
-    """Return a buffer reduced over the ranks of a group, by sum or maximum; itself without one."""
-    if group is None or buffer.numel() == 0:
-        return buffer
-    import torch.distributed as dist
+def collect(recorders: Sequence[Recorder], group: Any = None) -> list[dict[str, UnitSums]]:
+    """Read several recorders at once: one SUM and one MAX reduction, one copy to the host each.
 
-    whole = buffer.clone()
-    dist.all_reduce(whole, dist.ReduceOp.SUM if kind == "sum" else dist.ReduceOp.MAX, group=group)
-    return whole
+    Args:
+        recorders: in the same order on every rank, with the same layers.
+        group: the process group to reduce over; None reads this rank alone.
+
+    Returns:
+        For each recorder the statistics by layer.
+    """
+    hosts: list[dict[tuple[str, torch.device], Tensor]] = [{} for _ in recorders]
+    for reduce in _REDUCTIONS:
+        parts = [
+            (index, device, buffer)
+            for index, recorder in enumerate(recorders)
+            for device, buffer in recorder.buffers(reduce).items()
+        ]
+        if not parts:
+            continue
+        # A network spread over several devices is gathered on the first of them.
+        flat = torch.cat([buffer.to(parts[0][1]) for _, _, buffer in parts])
+        if group is not None and flat.numel():
+            operation = dist.ReduceOp.SUM if reduce == "sum" else dist.ReduceOp.MAX
+            dist.all_reduce(flat, operation, group=group)
+        sizes = [buffer.numel() for _, _, buffer in parts]
+        copies = flat.to("cpu", torch.float64).split(sizes)
+        for (index, device, _), copy in zip(parts, copies, strict=True):
+            hosts[index][reduce, device] = copy
+    return [r.unpacked(host) for r, host in zip(recorders, hosts, strict=True)]
 
 
 def measure(

@@ -200,6 +200,20 @@ class GPTBlock(nn.Module):
         return self.head(self.ln3(x))
 
 
+class NormedBranches(nn.Module):
+    """Another branch has a part in the norm's statistics, but no place in common with the units."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.norm, self.place, self.joint = nn.LayerNorm(10), nn.Identity(), nn.Linear(10, 3)
+
+    def forward(self, x):
+        h = self.norm(torch.cat([self.right(x), self.left(x)], -1))
+        right, left = h.chunk(2, -1)
+        return self.joint(torch.cat([self.place(left), right], -1))
+
+
 class BasicBlock(nn.Module):
     """ResNet's basic block (He et al. 2016), with a stem and a head."""
 
@@ -342,6 +356,7 @@ TRUE = {
     "branches side by side": (
         Branches, (x4, batch(6, 2)), {"left": "left_place", "right": "right_place"}, 1
     ),
+    "branches under one norm": (NormedBranches, (x4,), {"left": "place"}, 1),
     "ResNet basic block": (BasicBlock, (image,), {"conv1": "place"}, 1),
     "positions before channels": (ChannelsLast, (batch(2, 2, 4, 4),), {"conv": "place"}, 1),
     "concatenated ReLU": (Crelu, (batch(2, 2, 4, 4),), {"conv": "place"}, 1),
@@ -830,6 +845,7 @@ def test_a_look_at_the_wiring_leaves_no_trace(mode, training):
     model = Watched().train(training)
     model(tokens).sum().backward()
     model.cache.clear()
+    model.embed.weight.data.mul_(10)  # beyond max_norm: a forward pass would scale it down
     fired = []
     model.fc1.register_forward_hook(lambda *_: fired.append("forward"))
     model.fc1.register_full_backward_hook(lambda *_: fired.append("backward"))

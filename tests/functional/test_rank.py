@@ -1,6 +1,7 @@
 """The rank family against numpy's singular values, closed forms and its invariances."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -271,7 +272,9 @@ def test_no_random_number_is_drawn():
 
 
 @pytest.mark.parametrize("figure", [*FIGURES, spectrum, rank_summary])
-def test_features_that_are_not_finite_are_refused_with_their_number(figure):
+def test_features_that_are_not_finite_are_refused_with_their_number(
+    figure: Callable[[torch.Tensor], object],
+):
     features = torch.ones(4, 3)
     features[1, 2], features[2, 0], features[3, 1] = math.nan, math.inf, -math.inf
     with pytest.raises(ValueError, match="3 of 12 features are NaN or infinite"):
