@@ -12,8 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 _WRAPPERS = ("module", "_orig_mod")
+_OWN_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""Hooks that a twin is made without."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -74,7 +83,11 @@ def twin(model: nn.Module, *, requires_grad: bool | None = None) -> nn.Module:
         wanted = wanted and (parameter.is_floating_point() or parameter.is_complex())
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=wanted)
     for module in model.modules():
+        for name in _OWN_HOOKS:
+            memo[id(getattr(module, name))] = OrderedDict()
         for value in vars(module).values():
+            if isinstance(value, Optimizer):
+                memo[id(value)] = value  # as large as the weights, and no part of a forward pass
             # Old-style weight norm keeps a computed weight as an attribute: it cannot be copied.
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
@@ -85,10 +98,5 @@ def twin(model: nn.Module, *, requires_grad: bool | None = None) -> nn.Module:
             f"the model cannot be copied to look at its wiring ({type(error).__name__}: {error})"
         ) from error
     for module in copied.modules():
-        module._forward_hooks = OrderedDict()
-        module._forward_hooks_with_kwargs = OrderedDict()
-        module._forward_hooks_always_called = OrderedDict()
-        module._backward_hooks = OrderedDict()
-        module._backward_pre_hooks = OrderedDict()
         vars(module).pop("_compiled_call_impl", None)
     return copied
