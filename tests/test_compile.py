@@ -1,5 +1,7 @@
 """Under torch.compile: hooks that come in time ride, hooks that come late are not trusted."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,22 +31,125 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def run(compiled: bool) -> dp.Watch:
+class Backend:
+    """Counts the graphs it is given and runs them as they are."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[Tensor]):
+        self.graphs += 1
+        return module.forward
+
+
+Call = Callable[[Tensor], Tensor]
+
+
+def compiled(way: str, net: Net, backend: object) -> tuple[nn.Module, Call]:
+    """Compile a network in one of three ways: what to watch, and what the loop calls."""
+    if way == "wrapper":
+        wrapper = torch.compile(net, backend=backend, fullgraph=True)
+        return wrapper, lambda x: wrapper(x).square().mean()
+    if way == "method":
+        net.compile(backend=backend, fullgraph=True)
+        return net, lambda x: net(x).square().mean()
+    if way == "train step":
+        return net, torch.compile(lambda x: net(x).square().mean(), backend=backend, fullgraph=True)
+    return net, lambda x: net(x).square().mean()
+
+
+def run(way: str, backend: object = "aot_eager", watched: bool = True):
+    """Train for 12 updates; return the weights, the watch, and the graphs after each update."""
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    model, call = compiled(way, net, backend)
+    probe = dp.Dormancy(every=4)
+    batch = torch.randn(5, 4, generator=torch.Generator().manual_seed(9))
+    watch = (
+        dp.watch(model, optimizer, probe, probe_batch=batch, on_error="raise") if watched else None
+    )
+    torch.manual_seed(1)
+    graphs = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        call(torch.randn(16, 4)).backward()
+        optimizer.step()
+        graphs.append(getattr(backend, "graphs", 0))
+    if watch is not None:
+        watch.close()
+    return [p.detach().clone() for p in net.parameters()], watch, graphs
+
+
+WAYS = ("wrapper", "method", "train step")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_rides_inside_the_graph_and_reads_what_eager_reads(way: str) -> None:
+    eager, riding = run("eager")[1], run(way)[1]
+    assert riding.history.series("dormancy/samples")[1].tolist() == [16] * 4
+    for tag in ("dormancy/tau=0.1", "dormancy/dead"):
+        assert riding.history.series(tag)[1].tolist() == eager.history.series(tag)[1].tolist()
+    for name in ("net.0", "net.2"):
+        seen, plain = (
+            torch.tensor(w.history.latest(f"dormancy/scores/{name}")) for w in (riding, eager)
+        )
+        assert torch.allclose(seen, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_graphs_in_all_no_breaks_and_none_from_the_third_update_on(way: str) -> None:
+    backend = Backend()
+    graphs = run(way, backend)[2]
+    assert graphs[:2] == [1, 2]  # the gate is on at update 1, and off at update 2
+    assert set(graphs[2:]) == {2}
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+# torch's own import of inductor uses what torch deprecates.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_compiled_run_with_the_probe_is_bit_identical_to_the_one_without(backend: str) -> None:
+    watched, _, _ = run("wrapper", backend)
+    torch._dynamo.reset()
+    bare, _, _ = run("wrapper", backend, watched=False)
+    assert all(torch.equal(a, b) for a, b in zip(watched, bare, strict=True))
+
+
+def test_without_a_probe_batch_the_first_call_of_the_wrapper_shows_the_layers() -> None:
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    model = torch.compile(net, backend="aot_eager", fullgraph=True) if compiled else net
-    with dp.watch(model, optimizer, dp.Dormancy(every=2), on_error="raise") as watch:
-        torch.manual_seed(1)
-        train(model, optimizer, loss, 6)
-    return watch
+    backend = Backend()
+    model = torch.compile(net, backend=backend, fullgraph=True)
+    with dp.watch(model, optimizer, dp.Dormancy(every=3), on_error="raise") as watch:
+        train(model, optimizer, loss, 9)
+    assert watch.history.series("dormancy/samples")[1].tolist() == [16] * 4
+    assert backend.graphs == 2
 
 
-def test_attached_before_the_first_compiled_call_it_rides_and_reads_what_eager_reads() -> None:
-    eager, compiled = run(False), run(True)
-    assert compiled.history.series("dormancy/samples")[1].tolist() == [16] * 4
-    for tag in ("dormancy/tau=0.1", "dormancy/dead"):
-        assert compiled.history.series(tag)[1].tolist() == eager.history.series(tag)[1].tolist()
+def test_the_users_compiler_settings_are_left_alone() -> None:
+    before = torch._dynamo.config.get_config_copy()
+    run("wrapper")
+    assert torch._dynamo.config.get_config_copy() == before
+
+
+def test_hooks_that_a_compiled_train_step_ignores_are_found_out() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    _, call = compiled("train step", net, "eager")
+    call(torch.randn(16, 4)).backward()
+    with dp.watch(
+        net, optimizer, dp.Dormancy(every=1), probe_batch=torch.randn(3, 4), on_error="raise"
+    ) as watch:
+        for _ in range(2):
+            call(torch.randn(16, 4)).backward()
+            optimizer.step()
+    assert watch.history.tags() == []
+    reasons = " ".join(str(event) for event in watch.events)
+    assert "its tap did not fire" in reasons and "attach before its first call" in reasons
+    assert "had no sample in 2 readings" in str(watch.doctor())
 
 
 def test_attached_too_late_it_says_so_and_observes_apart() -> None:
