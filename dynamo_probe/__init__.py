@@ -14,11 +14,16 @@ Example:
     [1, 2, 4]
 """
 
+from dynamo_probe import alerts
 from dynamo_probe.attach import watch, watched
 from dynamo_probe.instrument import Event, Instrument, Probe, Reading, Treatment
+from dynamo_probe.probes.alert import Alert
 from dynamo_probe.probes.dormancy import Dormancy
+from dynamo_probe.probes.gradients import Gradients
 from dynamo_probe.probes.rank import Rank
-from dynamo_probe.schedule import Every, LogSpaced, Schedule
+from dynamo_probe.probes.trainability import Trainability
+from dynamo_probe.probes.updates import Updates
+from dynamo_probe.schedule import AfterReadings, Every, LogSpaced, Schedule
 from dynamo_probe.sinks.memory import History
 from dynamo_probe.sinks.sink import Sink
 from dynamo_probe.sinks.tensorboard import TensorBoard
@@ -29,10 +34,13 @@ from dynamo_probe.watch import DynamoProbeWarning, Watch
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AfterReadings",
+    "Alert",
     "Dormancy",
     "DynamoProbeWarning",
     "Event",
     "Every",
+    "Gradients",
     "History",
     "Instrument",
     "LogSpaced",
@@ -45,8 +53,11 @@ __all__ = [
     "Sink",
     "Site",
     "TensorBoard",
+    "Trainability",
     "Treatment",
+    "Updates",
     "Watch",
+    "alerts",
     "watch",
     "watched",
 ]

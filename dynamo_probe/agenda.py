@@ -7,7 +7,8 @@ from typing import Any
 
 from dynamo_probe.instrument import Instrument
 from dynamo_probe.observation.recorder import collect
-from dynamo_probe.site import Source
+from dynamo_probe.schedule import AfterReadings
+from dynamo_probe.site import BeforeStep, Source
 
 
 class Timer:
@@ -16,6 +17,7 @@ class Timer:
     Attributes:
         instrument: the instrument.
         sources: its sources that ride on the training; their gates open before it fires.
+        before: what it wants done before an optimizer steps in an update at which it fires.
         due: the update of the next firing; None when there is none.
         fired: how often it has fired.
         last: the update of the last firing.
@@ -24,18 +26,29 @@ class Timer:
         told: reasons for not measuring that were already reported.
     """
 
-    __slots__ = ("due", "fired", "instrument", "last", "off", "passed", "sources", "told")
+    __slots__ = ("before", "due", "fired", "instrument", "last", "off", "passed", "sources", "told")
 
-    def __init__(self, instrument: Instrument, sources: Sequence[Source]) -> None:
+    def __init__(
+        self,
+        instrument: Instrument,
+        sources: Sequence[Source],
+        before: Sequence[BeforeStep] = (),
+    ) -> None:
         """Set the first firing."""
         self.instrument = instrument
         self.sources = [source for source in sources if source.where == "training"]
+        self.before = tuple(before)
         self.due = instrument.schedule.after(0)
         self.fired = 0
         self.last: int | None = None
         self.passed: int | None = None
         self.off: str | None = None
         self.told: set[str] = set()
+
+    @property
+    def follows(self) -> bool:
+        """Whether it fires after the readings of others, at each update that has any."""
+        return isinstance(self.instrument.schedule, AfterReadings)
 
     @property
     def opens(self) -> int | None:
@@ -75,13 +88,21 @@ class Agenda:
 
     Attributes:
         wake: the next update at whose end anything has to be done.
+        before: the next update in which anything has to be done before an optimizer steps.
     """
 
     def __init__(self, timers: Iterable[Timer]) -> None:
         """Open the gates of what is due at the first update."""
         self.timers = list(timers)
         self.wake: float = 1
+        self.before: float = 1
         self.arm(0)
+
+    def due_before(self, step: int) -> Iterator[Timer]:
+        """Yield the timers that want something done before an optimizer steps in an update."""
+        for timer in self.timers:
+            if timer.before and timer.off is None and timer.due is not None and step >= timer.due:
+                yield timer
 
     def due(self, step: int) -> list[Timer]:
         """Return the timers that are due, disabled ones included."""
@@ -121,7 +142,7 @@ class Agenda:
         self.plan(step)
 
     def plan(self, step: int) -> None:
-        """Set the next update at which anything has to be done."""
+        """Set the next updates at which anything has to be done."""
         times: list[float] = [1] if step == 0 else []
         for timer in self.timers:
             if timer.due is None or timer.opens is None:
@@ -129,3 +150,7 @@ class Agenda:
             waiting = timer.sources and timer.opens > step
             times.append(timer.opens if waiting else timer.due)
         self.wake = min(times, default=float("inf"))
+        beforehand = [
+            t.due for t in self.timers if t.before and t.off is None and t.due is not None
+        ]
+        self.before = min(beforehand, default=float("inf"))

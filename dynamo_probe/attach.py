@@ -39,11 +39,14 @@ def watch(
         optimizer: the optimizer that trains it, or several; the first one's steps are the clock.
         instruments: probes and treatments. Probes always read before treatments act.
         log_dir: where to write a TensorBoard log; None writes none.
-        sinks: more places for readings: objects with `write` and `close`, or a `SummaryWriter`.
+        sinks: more places for readings: objects with `write` and `close`, a `SummaryWriter`, or a
+            function that logs a dict, such as `wandb.log`, `mlflow.log_metrics` or `trackio.log`.
         probe_batch: inputs for probes that run the model themselves: a tensor, a tuple of
             arguments, a dict of keyword arguments, or a callable that returns one of these. Without
             it the inputs of the first training forward pass are kept where a probe needs them.
-        process_group: the ranks over which statistics are reduced; None for this process alone.
+        process_group: the ranks over which statistics are reduced. None takes the group of a
+            `DistributedDataParallel` wrapper or of a model sharded by `fully_shard`, and without
+            them this process alone. The first rank writes the log.
         seed: seed of every random choice that an instrument makes.
         on_error: `warn` disables an instrument that fails, says so once, and lets training go on;
             `raise` is for tests.

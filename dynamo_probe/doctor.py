@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dynamo_probe.instrument import Instrument, Treatment
+from dynamo_probe.schedule import AfterReadings
 from dynamo_probe.site import Site
 
 
@@ -30,7 +31,7 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class InstrumentReport:
-    """What has become of one instrument."""
+    """What has become of one instrument; `otherwise` is said where no next update is known."""
 
     name: str
     schedule: str
@@ -39,6 +40,7 @@ class InstrumentReport:
     last: int | None
     due: int | None
     lines: tuple[str, ...]
+    otherwise: str = "never again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Report:
         lines += ["", "Instruments"]
         for one in self.instruments:
             last = "never" if one.last is None else f"last at update {one.last}"
-            due = "never again" if one.due is None else f"next at {one.due}"
+            due = f"next at {one.due}" if one.due is not None else one.otherwise
             lines.append(f"  {one.name}: {one.schedule}; {one.observes}")
             lines.append(f"    fired {one.fired} times; {last}, {due}")
             lines += [f"    {line}" for line in one.lines]
@@ -117,6 +119,7 @@ def examine(site: Site, instruments: Sequence[Fired], trouble: Iterable[str]) ->
             last,
             None if off else due,
             (*one.report(), *([f"disabled: {off}"] if off else [])),
+            "next with the readings" if _follows(one) and not off else "never again",
         )
         for one, fired, last, due, off in instruments
     ]
@@ -129,7 +132,13 @@ def examine(site: Site, instruments: Sequence[Fired], trouble: Iterable[str]) ->
     )
 
 
+def _follows(instrument: Instrument) -> bool:
+    return isinstance(instrument.schedule, AfterReadings)
+
+
 def _observes(site: Site, instrument: Instrument) -> str:
+    if _follows(instrument):
+        return "looks at what the others read"
     where = {s.where for s in site.sources if s.instrument is instrument}
     if "training" in where:
         return "rides on the training's own forward passes"
@@ -148,6 +157,8 @@ def _warnings(site: Site, instruments: Sequence[Fired], trouble: Iterable[str]) 
     for one, fired, _, due, off in instruments:
         if off is not None:
             yield f"{one.name} is disabled: {off}"
+        elif fired == 0 and _follows(one):
+            yield f"{one.name} had nothing to look at: no other instrument has read anything yet."
         elif fired == 0:
             when = "its schedule is over" if due is None else f"it is due at update {due}"
             yield f"{one.name} has never fired; {when}."

@@ -92,6 +92,34 @@ class LogSpaced:
         return following
 
 
+@dataclass(frozen=True, slots=True)
+class AfterReadings:
+    """After the readings of the other instruments, at every update at which one of them is due.
+
+    The probes have read then and the treatments have not yet acted; what treatments emit follows
+    after them. It adds no updates of its own, unless a period is given: then also every so many
+    updates, so that silence is noticed.
+
+    Raises:
+        ValueError: when `every < 1`.
+    """
+
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"the period is {self.every} updates; give 1 or more")
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return "after the readings" + (f", and every {self.every} updates" if self.every else "")
+
+    def after(self, update: int) -> int | None:
+        """Return the next update of the period; None where there is none."""
+        return None if self.every is None else (update // self.every + 1) * self.every
+
+
 def as_schedule(every: int | Schedule, *, first: bool = False) -> Schedule:
     """Return `every` itself when it is a schedule, otherwise `Every(every)`.
 

@@ -10,19 +10,25 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynamo_probe.anatomy.layer import Layer, units_of
 from dynamo_probe.anatomy.neurons import find_neurons
+from dynamo_probe.anatomy.shards import is_sharded
 from dynamo_probe.anatomy.wiring import Wiring, wire
 from dynamo_probe.instrument import Event, Instrument, Reading
 from dynamo_probe.observation.apart import apart
+from dynamo_probe.observation.backward import BackwardRecorder
 from dynamo_probe.observation.batch import Batch
 from dynamo_probe.observation.recorder import Recorder, measure
-from dynamo_probe.observation.statistics import Statistic, UnitSums
+from dynamo_probe.observation.statistics import MAGNITUDE, Statistic, UnitSums
 
 Where = Literal["training", "probe"] | Batch
+
+BeforeStep = Callable[[Optimizer, bool], None]
+"""Takes an optimizer that is about to step, and whether it was given a closure."""
 
 
 class NotMeasurable(Exception):
@@ -41,7 +47,12 @@ class Source:
     """
 
     def __init__(
-        self, site: Site, instrument: Instrument, statistics: Sequence[Statistic], where: Where
+        self,
+        site: Site,
+        instrument: Instrument,
+        statistics: Sequence[Statistic],
+        where: Where,
+        recorder: Recorder | None = None,
     ) -> None:
         """Made by `Site.observe`."""
         self.site = site
@@ -49,7 +60,7 @@ class Source:
         self.statistics = tuple(statistics)
         self.batch = where if isinstance(where, Batch) else None
         self.where: Literal["training", "probe"] = "probe" if isinstance(where, Batch) else where
-        self.recorder = Recorder(statistics)
+        self.recorder = Recorder(statistics) if recorder is None else recorder
         self.collected: dict[str, UnitSums] | None = None
 
     def read(self) -> dict[str, UnitSums]:
@@ -80,11 +91,12 @@ class Source:
             found = self.recorder.read(site.process_group)
         for name in site.layers:
             if name in found and found[name].samples == 0:
-                site.unseen[name] = site.unseen.get(name, 0) + 1
+                site.miss(name)
         seen = {name: found[name] for name in site.layers if name in found and found[name].samples}
         if not seen:
             raise NotMeasurable(
-                "no forward pass of a hidden layer was reached by a backward pass in this update"
+                "no forward pass of a hidden layer was reached by a backward pass; if the model "
+                "runs inside compiled code, attach before its first call"
                 if self.where == "training"
                 else "the probe batch is empty"
             )
@@ -102,6 +114,8 @@ class Site:
         skipped: why other parametric layers are left out.
         unseen: {layer: readings in which it had no sample}.
         process_group: the ranks that statistics are reduced over; None for this process alone.
+        readings: what was emitted at this update so far.
+        fresh: those of them that an instrument on the schedule `AfterReadings` has not yet seen.
         no_riding: None, or why hooks cannot ride on the training's forward passes.
     """
 
@@ -125,7 +139,9 @@ class Site:
         self.entry_of: dict[str, str] = {}
         self.no_riding: str | None = None
         self.sources: list[Source] = []
+        self.before_steps: list[tuple[Instrument, BeforeStep]] = []
         self.readings: list[Reading] = []
+        self.fresh: list[Reading] = []
         self.events: list[Event] = []
         self.given_batch = probe_batch
         self.examples: dict[str, Batch] = {}
@@ -153,6 +169,34 @@ class Site:
         if where == "probe":
             self.want_batch()
         return source
+
+    def observe_gradients(self, instrument: Instrument) -> tuple[Source, BackwardRecorder]:
+        """Ask for sums of |dL/dz| of the units of every hidden layer, z being the layer's output.
+
+        Args:
+            instrument: who asks; the gate follows its schedule and its `updates` attribute.
+
+        Returns:
+            The source, and its recorder, which can also follow parameters through the same gate.
+        """
+        recorder = BackwardRecorder((MAGNITUDE,), rides=self.no_riding is None)
+        source = Source(self, instrument, (MAGNITUDE,), "training", recorder)
+        self.sources.append(source)
+        return source, recorder
+
+    def before_step(self, instrument: Instrument, action: BeforeStep) -> None:
+        """Ask to be called before each step of each optimizer in an update at which one is due.
+
+        The update has not happened yet: `step` is one less than when the instrument fires, so that
+        an action measures and the firing emits. A step may be called off after it (a fused
+        optimizer that found infinite gradients) and come again.
+
+        Args:
+            instrument: who asks; on updates at which it is not due nothing is called.
+            action: takes the optimizer, and whether its step was given a closure: then the forward
+                and backward passes of the update are yet to come.
+        """
+        self.before_steps.append((instrument, action))
 
     def want_batch(self) -> None:
         """Ask that a batch is at hand: the probe batch, or else the first training batch."""
@@ -194,6 +238,13 @@ class Site:
         """Return the layers that were found when the module of that name was called by itself."""
         return {n: layer for n, layer in self.layers.items() if self.entry_of[n] == prefix}
 
+    def sum_over_ranks(self, figures: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks; the tensor itself in a process alone."""
+        if self.process_group is not None:
+            figures = figures.clone()
+            dist.all_reduce(figures, group=self.process_group)
+        return figures
+
     def wiring(self) -> Mapping[str, Wiring | str]:
         """Return for each hidden layer the weights that enter and leave its units, or why not."""
         missing = [name for name in self.layers if name not in self._wiring]
@@ -205,6 +256,10 @@ class Site:
                 self._wiring.update(
                     {_joined(prefix, name): _qualified(w, prefix) for name, w in found.items()}
                 )
+        if any(is_sharded(parameter) for parameter in self.model.parameters()):
+            # During a forward pass the weights are gathered; what is trained are the shards.
+            own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+            return {name: _bound(w, own) for name, w in self._wiring.items()}
         return self._wiring
 
     def known_wiring(self) -> Mapping[str, Wiring | str]:
@@ -297,9 +352,16 @@ class Site:
             first = next(iter(self.skipped.items()))
             return f"no hidden layer can be read (such as {first[0] or 'the model'}: {first[1]})"
         return (
-            "no forward pass of the model has been seen; pass probe_batch= to dp.watch, or watch "
-            "the module that the loop calls"
+            "no forward pass of the model has been seen; watch the module that the loop calls, or, "
+            "where it is called inside compiled code, pass probe_batch= to dp.watch"
         )
+
+    def miss(self, layer: str) -> None:
+        """Take note that a layer's tap did not fire when it should have; say so once."""
+        if layer not in self.unseen:
+            reason = "its tap did not fire: no forward pass of it was reached by a backward pass"
+            self.note("alert", layer, reason=reason)
+        self.unseen[layer] = self.unseen.get(layer, 0) + 1
 
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Return the model's named parameters."""
@@ -312,6 +374,18 @@ def _joined(prefix: str, name: str) -> str:
 
 def _inside(name: str, prefix: str) -> str:
     return name[len(prefix) :].lstrip(".") if prefix else name
+
+
+def _bound(wiring: Wiring | str, tensors: Mapping[str, Tensor]) -> Wiring | str:
+    """Return the wiring with the tensors of these names."""
+    if isinstance(wiring, str):
+        return wiring
+    changes: dict[str, Any] = {}
+    for field in wiring.__dataclass_fields__:
+        value = getattr(wiring, field)
+        if isinstance(value, tuple):
+            changes[field] = tuple(replace(e, tensor=tensors[e.name]) for e in value)
+    return replace(wiring, **changes)
 
 
 def _qualified(wiring: Wiring | str, prefix: str) -> Wiring | str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal
 
@@ -21,18 +19,17 @@ from dynamo_probe.discovery import Discovery, already_ran_compiled, is_compiled
 from dynamo_probe.doctor import Report, examine
 from dynamo_probe.instrument import Event, Instrument, Treatment
 from dynamo_probe.observation.batch import Batch, as_batch
+from dynamo_probe.processes import group_of, writes
 from dynamo_probe.requirements import check_instruments, check_model, check_optimizers
 from dynamo_probe.resume import FORMAT, check_state, shapes
 from dynamo_probe.sinks.courier import Courier
 from dynamo_probe.sinks.given import as_sinks
 from dynamo_probe.sinks.memory import History
 from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.warning import DynamoProbeWarning as DynamoProbeWarning
+from dynamo_probe.warning import warn
 
 logger = logging.getLogger("dynamo_probe")
-
-
-class DynamoProbeWarning(UserWarning):
-    """Something about the watch, never about the training: an instrument was disabled, say."""
 
 
 class Watch:
@@ -76,13 +73,14 @@ class Watch:
         check_model(inner)
         optimizers = check_optimizers(inner, optimizer)
         chosen = check_instruments(instruments)
-        self._site = Site(inner, optimizers, as_batch(probe_batch), process_group, seed)
+        group = group_of(model, inner, process_group)
+        self._site = Site(inner, optimizers, as_batch(probe_batch), group, seed)
         if already_ran_compiled(inner, model):
             self._site.no_riding = (
                 "the model has already run under torch.compile, and torch ignores hooks that come "
                 "later; attach before its first call to ride on the training's forward passes"
             )
-        found = as_sinks(log_dir, sinks)
+        found = as_sinks(log_dir, sinks) if writes(group) else []
         self._courier = Courier(found, self._sink_trouble) if found else None
         try:
             self._agenda = Agenda([self._made(instrument) for instrument in chosen])
@@ -99,12 +97,17 @@ class Watch:
             raise
 
     def _made(self, instrument: Instrument) -> Timer:
-        before = len(self._site.sources)
-        instrument.attach(self._site)
-        return Timer(instrument, self._site.sources[before:])
+        site = self._site
+        sources, actions = len(site.sources), len(site.before_steps)
+        instrument.attach(site)
+        before = [action for _, action in site.before_steps[actions:]]
+        return Timer(instrument, site.sources[sources:], before)
 
     def _hook(self, clock: Optimizer) -> None:
         self._handles.append(clock.register_step_post_hook(self._after_step))
+        if self._site.before_steps:
+            for optimizer in self._site.optimizers:
+                self._handles.append(optimizer.register_step_pre_hook(self._before_step))
         model, wrapper = self._site.model, self._wrapper
         if self._site.layers:
             return
@@ -225,6 +228,17 @@ class Watch:
         finally:
             self._working = False
 
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Let instruments look before a step; on most updates this is one comparison."""
+        if self._site.step + 1 >= self._agenda.before:
+            closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
+            self._guarded(lambda: self._look(optimizer, closure))
+
+    def _look(self, optimizer: Optimizer, closure: bool) -> None:
+        for timer in self._agenda.due_before(self._site.step + 1):
+            for action in timer.before:
+                self._run(timer, lambda site, action=action: action(optimizer, closure))
+
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count an update; this is all that most updates cost."""
         found_inf = getattr(optimizer, "found_inf", None)
@@ -243,12 +257,33 @@ class Watch:
                 site.keep_batch()
                 self._discovery.settle()
             self._agenda.gather(step, site.process_group)
-            for timer in self._agenda.take_due(step):
-                self._fire(timer)
+            self._fire_due(step)
             self._agenda.arm(step)
         finally:
             self._working = False
         self._deliver()
+
+    def _fire_due(self, step: int) -> None:
+        """Fire what is due; what follows the readings looks at them before anything acts."""
+        followed, heard = False, 0
+        for timer in self._agenda.take_due(step):
+            if timer.follows:
+                continue
+            if isinstance(timer.instrument, Treatment) and not followed:
+                followed, heard = True, self._follow(0)
+            self._fire(timer)
+        if not followed or len(self._site.readings) > heard:
+            self._follow(heard)
+
+    def _follow(self, heard: int) -> int:
+        """Fire what follows the readings, and return how many it has seen then."""
+        site = self._site
+        site.fresh = site.readings[heard:]
+        for timer in self._agenda.timers:
+            wanted = bool(site.fresh) or timer.passed == site.step
+            if timer.follows and wanted and timer.off is None:
+                self._fire(timer)
+        return len(site.readings)
 
     def _fire(self, timer: Timer) -> None:
         instrument = timer.instrument
@@ -316,7 +351,4 @@ class Watch:
         self._warn(f"{sink}: {message}")
 
     def _warn(self, message: str) -> None:
-        logger.debug(message)
-        # Where warnings are errors, this one must not become one in the middle of a training.
-        with suppress(DynamoProbeWarning):
-            warnings.warn(message, DynamoProbeWarning, stacklevel=3)
+        warn(message, stacklevel=4)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from dynamo_probe.anatomy.shards import plain_class, whole, without_sharding
+
 _WRAPPERS = ("module", "_orig_mod")
 _OWN_HOOKS = (
     "_forward_hooks",
@@ -68,6 +70,9 @@ def twin(model: nn.Module, *, requires_grad: bool | None = None) -> nn.Module:
     left out, because they belong to the original; forward pre-hooks stay, because spectral
     norm and pruning compute weights in them.
 
+    The twin of a model under `fully_shard` is not sharded: its weights are gathered, which every
+    rank has to do at the same time, and which takes the memory of the whole model.
+
     Args:
         model: the model to copy.
         requires_grad: set on every parameter of the twin; None keeps each parameter's own.
@@ -81,7 +86,7 @@ def twin(model: nn.Module, *, requires_grad: bool | None = None) -> nn.Module:
             continue
         wanted = parameter.requires_grad if requires_grad is None else requires_grad
         wanted = wanted and (parameter.is_floating_point() or parameter.is_complex())
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=wanted)
+        memo[id(parameter)] = nn.Parameter(whole(parameter.detach()), requires_grad=wanted)
     for module in model.modules():
         for name in _OWN_HOOKS:
             memo[id(getattr(module, name))] = OrderedDict()
@@ -92,6 +97,9 @@ def twin(model: nn.Module, *, requires_grad: bool | None = None) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
+        plain = _without_sharding(model, memo)
+        for copied, attributes in plain:
+            vars(copied).update(copy.deepcopy(attributes, memo))
         copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise RuntimeError(
@@ -100,3 +108,17 @@ def twin(model: nn.Module, *, requires_grad: bool | None = None) -> nn.Module:
     for module in copied.modules():
         vars(module).pop("_compiled_call_impl", None)
     return copied
+
+
+def _without_sharding(
+    model: nn.Module, memo: dict[int, object]
+) -> list[tuple[nn.Module, dict[str, object]]]:
+    """Begin a plain copy of each sharded module; return them with the attributes to copy."""
+    begun = []
+    for module in model.modules():
+        plain = plain_class(module)
+        if plain is not None:
+            copied, attributes = without_sharding(module, plain)
+            memo[id(module)] = copied
+            begun.append((copied, attributes))
+    return begun

@@ -9,6 +9,7 @@ from dynamo_probe.functional.dormancy import (
     normalised_scores,
     saturated_units,
 )
+from dynamo_probe.functional.gradients import grama_activation_scores, grama_weight_scores
 from dynamo_probe.functional.overlap import overlap_coefficient
 from dynamo_probe.functional.rank import (
     effective_rank,
@@ -19,22 +20,30 @@ from dynamo_probe.functional.rank import (
     stable_rank,
 )
 from dynamo_probe.functional.recycling import RecycleReport, recycle
+from dynamo_probe.functional.trainability import TrainabilityReport, trainability
+from dynamo_probe.functional.updates import mean_weight_magnitude, relative_change
 
 __all__ = [
     "RecycleReport",
+    "TrainabilityReport",
     "constant_units",
     "dead_units",
     "dormancy_scores",
     "dormant_fraction",
     "dormant_units",
     "effective_rank",
+    "grama_activation_scores",
+    "grama_weight_scores",
+    "mean_weight_magnitude",
     "normalised_scores",
     "overlap_coefficient",
     "participation_ratio",
     "rank_summary",
     "recycle",
+    "relative_change",
     "saturated_units",
     "spectrum",
     "srank",
     "stable_rank",
+    "trainability",
 ]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamo_probe.anatomy.shards import own_part
+
 
 class Ledger:
     """Writes into tensors and keeps what was there, until its `with` block ends.
@@ -39,7 +41,7 @@ class Ledger:
         self._undo.clear()
 
     def write(self, tensor: Tensor, dim: int, index: Tensor, values: Tensor | float) -> None:
-        """Write slices of a tensor.
+        """Write slices of a tensor; of a sharded one, this rank's part of them.
 
         Args:
             tensor: what is written into.
@@ -47,6 +49,7 @@ class Ledger:
             index: int64 [n], each position once.
             values: one number, or a tensor that is n long along `dim`.
         """
+        tensor, index, values = own_part(tensor.detach(), dim, index, values)
         index = index.to(tensor.device)
         kept = tensor.detach().index_select(dim, index)
         self._undo.append(lambda: tensor.detach().index_copy_(dim, index, kept))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dynamo_probe.anatomy.shards import whole
 from dynamo_probe.functional.ledger import Ledger
 
 Moments = Literal["zero", "live-mean", "zero+step", "keep"]
@@ -96,7 +97,7 @@ def reset(
                 continue
             fresh: Tensor | float = 0.0
             if key in _COPIES:
-                fresh = parameter.detach().index_select(dim, positions.to(parameter.device))
+                fresh = whole(parameter.detach()).index_select(dim, positions.to(parameter.device))
             elif key == "step_size":
                 fresh = float(group["lr"])
             elif _second_moment(key) and moments == "live-mean" and len(live):
@@ -139,7 +140,7 @@ def _several(value: Any) -> bool:
 
 def _mean_over_units(state: Tensor, dim: int, live: Tensor, count: int) -> Tensor:
     """Average the slices of the live units; return the k mean slices, `count` times over."""
-    slices = state.index_select(dim, live.flatten().to(state.device))
+    slices = whole(state).index_select(dim, live.flatten().to(state.device))
     mean = slices.unflatten(dim, tuple(live.shape)).mean(dim, keepdim=True)
     repeats = [1] * mean.dim()
     repeats[dim] = count

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from dynamo_probe.anatomy.shards import reshard
 from dynamo_probe.anatomy.twin import untouched_randomness
 
 
@@ -49,6 +50,7 @@ def apart(model: nn.Module) -> Generator[nn.Module, None, None]:
                     buffer.copy_(copy)
                 if home.get(name) is not buffer:
                     home[name] = buffer
+            reshard(model)
 
 
 def _eager() -> AbstractContextManager[object]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from dynamo_probe.functional.rank import rank_summary
 from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.batch import Batch, as_batch
@@ -72,13 +75,13 @@ class Rank(Probe):
         if not site.layers:
             raise NotMeasurable(site.why_no_layers())
         names = self._names(site)
-        for name, features in self._features(site, names).items():
+        for name, (features, samples) in self._features_of_all_ranks(site, names).items():
             if not features.isfinite().all():
                 raise NotMeasurable(f"the features of {name} are not finite")
             summary = rank_summary(features, delta=self.delta)
             for figure in ("effective", "srank", "stable", "participation"):
                 value = getattr(summary, _FIELDS[figure])
-                site.emit(f"{self.name}/{name}/{figure}", float(value), summary.samples)
+                site.emit(f"{self.name}/{name}/{figure}", float(value), samples)
 
     def _names(self, site: Site) -> list[str]:
         if self.chosen == "last":
@@ -90,9 +93,30 @@ class Rank(Probe):
             raise NotMeasurable(f"{closed[0]}: {site.skipped.get(closed[0], 'not seen yet')}")
         return list(self.chosen)
 
-    def _features(self, site: Site, names: Sequence[str]) -> dict[str, Any]:
+    def _features_of_all_ranks(
+        self, site: Site, names: Sequence[str]
+    ) -> dict[str, tuple[Tensor, int]]:
+        """Return features with the singular values of all ranks' rows, and the number of rows."""
+        own = self._features(site, names)
+        if site.process_group is None:
+            return {name: (features, len(features)) for name, features in own.items()}
+        parts: list[Tensor] = []
+        for features in own.values():
+            exact = features.double()
+            parts += [(exact.T @ exact).flatten(), exact.new_tensor([len(exact)])]
+        summed = site.sum_over_ranks(torch.cat(parts)).split([len(part) for part in parts])
+        found: dict[str, tuple[Tensor, int]] = {}
+        for name, gram, rows in zip(own, summed[::2], summed[1::2], strict=True):
+            units = own[name].shape[1]
+            if not gram.isfinite().all():
+                raise NotMeasurable(f"the features of {name} are not finite")
+            values, vectors = torch.linalg.eigh(gram.view(units, units))
+            found[name] = (vectors * values.clamp(min=0).sqrt()).T, int(rows)
+        return found
+
+    def _features(self, site: Site, names: Sequence[str]) -> dict[str, Tensor]:
         given = {"": self.batch} if isinstance(self.batch, Batch) else site.batches()
-        found: dict[str, Any] = {}
+        found: dict[str, Tensor] = {}
         for prefix, batch in given.items():
             inside = {n: la for n, la in site.inside(prefix).items() if n in names}
             if inside:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_probe.anatomy.dataflow import tensors_in
+from dynamo_probe.anatomy.shards import whole
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.wiring import Wiring
 from dynamo_probe.functional.dormancy import check_tau, normalised_scores
@@ -126,7 +127,9 @@ class ReDo(Treatment):
                 )
         if self.init == "own":
             self._initial = {
-                name: record_initial(p.detach()) for name, p in site.parameters() if p.dim() >= 2
+                name: record_initial(whole(p.detach()))
+                for name, p in site.parameters()
+                if p.dim() >= 2
             }
         self.source = site.observe(self, (MAGNITUDE,), self.where)
 

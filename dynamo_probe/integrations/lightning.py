@@ -1,0 +1,100 @@
+"""Watch the training of a LightningModule: `Trainer(callbacks=[DynamoProbe([...])])`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from dynamo_probe.instrument import Instrument
+from dynamo_probe.integrations.attachment import Attachment, trained_by
+from dynamo_probe.watch import Watch
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+else:
+    try:
+        Callback = import_module("lightning.pytorch").Callback
+    except ImportError:
+        try:
+            Callback = import_module("pytorch_lightning").Callback
+        except ImportError as error:
+            fix = "this needs Lightning: pip install 'dynamo-probe[lightning]'"
+            raise ImportError(fix) from error
+
+
+class DynamoProbe(Callback):
+    """Attach when a fit starts, close when it ends or fails, resume from Lightning's checkpoints.
+
+    One update is one step of the (first) optimizer, whatever `accumulate_grad_batches` says, so
+    that the update is the trainer's `global_step` where there is one optimizer. Validation, also
+    the sanity check before the fit, is not counted. The same callback works in the trainers of
+    `lightning.pytorch` and `pytorch_lightning`.
+    """
+
+    def __init__(
+        self,
+        instruments: Instrument | Iterable[Instrument],
+        *,
+        log_dir: str | os.PathLike[str] | None = None,
+        sinks: Sequence[Any] = (),
+        probe_batch: Any = None,
+        seed: int = 0,
+        model: str | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        """Set what is watched; see `dynamo_probe.watch` for the other arguments.
+
+        Args:
+            instruments: probes and treatments; every fit gets copies of them.
+            log_dir: where to write a TensorBoard log; None takes the trainer's `log_dir` if it has
+                a logger. Rank 0 writes.
+            sinks: more places for readings.
+            probe_batch: inputs of the watched module. A compiled LightningModule needs it.
+            seed: seed of every random choice that an instrument makes.
+            model: qualified name of the submodule to watch, such as `"generator"`; None watches the
+                whole LightningModule. The optimizers that hold its parameters are taken.
+            on_error: `warn` or `raise`.
+        """
+        super().__init__()
+        self._name = model
+        self._attachment = Attachment(instruments, log_dir, sinks, probe_batch, seed, on_error)
+
+    @property
+    def watch(self) -> Watch | None:
+        """The watch of the newest fit, open or closed; None before the first."""
+        return self._attachment.watch
+
+    @property
+    def state_key(self) -> str:
+        """What the state is kept under in a checkpoint: one for each watched submodule."""
+        return self._generate_state_key(model=self._name)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach: the optimizers are made, and a compiled model has not run."""
+        model = pl_module.get_submodule(self._name or "")
+        log_dir = trainer.log_dir if trainer.loggers else None  # asks all ranks
+        optimizers = trained_by(model, trainer.optimizers)
+        self._attachment.begin(model, optimizers, log_dir=log_dir, writes=trainer.is_global_zero)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the trainer's count, where it resumes from a checkpoint without a watch's state."""
+        if len(trainer.optimizers) == 1:  # the trainer counts the steps of all
+            self._attachment.count_from(trainer.global_step)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close; the exception goes on."""
+        self._attachment.close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Close."""
+        self._attachment.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the watch's state for the checkpoint."""
+        return self._attachment.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back from the checkpoint that the fit resumes from."""
+        self._attachment.load_state_dict(state_dict)

@@ -1,0 +1,103 @@
+"""Watch an agent of Stable-Baselines3 learn: `agent.learn(..., DynamoProbeCallback([...]))`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+try:
+    from stable_baselines3.common.callbacks import BaseCallback
+except ImportError as error:
+    fix = "this needs Stable-Baselines3: pip install 'dynamo-probe[sb3]'"
+    raise ImportError(fix) from error
+
+from dynamo_probe.instrument import Instrument
+from dynamo_probe.integrations.attachment import Attachment
+from dynamo_probe.integrations.own_loss import OwnLoss
+from dynamo_probe.watch import Watch
+
+NETWORKS = ("q_net", "critic")
+"""Attributes of a policy that hold the network to watch; otherwise it is the policy itself."""
+
+
+class DynamoProbeCallback(BaseCallback):
+    """Attach to one network of the agent when it begins to learn; close when it has learnt.
+
+    By default that is `q_net` of DQN, the whole `policy` of PPO and A2C, and `critic` of SAC, TD3
+    and DDPG. The clock is the network's own optimizer, so that an update of a `critic` is one of
+    the critic's, and the passes of the actor's loss through it are left out. Give two callbacks to
+    watch critic and actor. Acting and the target networks are not counted, and not changed either:
+    whoever recycles units of `q_net` copies it to `q_net_target` himself, or waits for the agent.
+
+    `agent.save` knows nothing of a watch. Save `callback.state_dict()` beside it with `torch.save`,
+    and give it to `load_state_dict` of a new callback before `learn`. A callback that learns
+    the same agent again goes on by itself. If `learn` fails, call `close`.
+    """
+
+    def __init__(
+        self,
+        instruments: Instrument | Iterable[Instrument],
+        *,
+        log_dir: str | os.PathLike[str] | None = None,
+        sinks: Sequence[Any] = (),
+        probe_batch: Any = None,
+        seed: int = 0,
+        model: str | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        """Set what is watched; see `dynamo_probe.watch` for the other arguments.
+
+        Args:
+            instruments: probes and treatments; every call of `learn` gets copies of them.
+            log_dir: where to write a TensorBoard log; None takes a folder with the network's name
+                in the agent's log, if it was made with `tensorboard_log=`.
+            sinks: more places for readings.
+            probe_batch: inputs of the watched network. Without it PPO's is one step of acting.
+            seed: seed of every random choice that an instrument makes.
+            model: the network, an attribute of the agent's policy such as `"actor"`, or `"policy"`.
+            on_error: `warn` or `raise`.
+        """
+        super().__init__()
+        self._name = model
+        self._attachment = Attachment(instruments, log_dir, sinks, probe_batch, seed, on_error)
+        self._own_loss: OwnLoss | None = None
+
+    @property
+    def watch(self) -> Watch | None:
+        """The watch of the newest call of `learn`, open or closed; None before the first."""
+        return self._attachment.watch
+
+    def _on_training_start(self) -> None:
+        policy: Any = self.model.policy
+        found = [name for name in NETWORKS if getattr(policy, name, None) is not None]
+        name = self._name or (found[0] if found else "policy")
+        network = policy if name == "policy" else getattr(policy, name)
+        own = getattr(network, "optimizer", None) or policy.optimizer
+        logs = getattr(self.model, "tensorboard_log", None)
+        log_dir = Path(self.logger.dir) / name if logs and self.logger.dir else None
+        watch = self._attachment.begin(network, own, log_dir=log_dir)
+        parts: list[Any] = [getattr(policy, part, None) for part in ("actor", "critic")]
+        others = [part.optimizer for part in parts if getattr(part, "optimizer", own) is not own]
+        self._own_loss = OwnLoss(watch, own, others)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the network; may be called again."""
+        if self._own_loss is not None:
+            self._own_loss.close()
+        self._attachment.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the watch's state, to be saved beside the agent."""
+        return self._attachment.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back, before `learn`."""
+        self._attachment.load_state_dict(state)
