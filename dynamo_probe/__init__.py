@@ -21,8 +21,10 @@ from dynamo_probe.probes.alert import Alert
 from dynamo_probe.probes.dormancy import Dormancy
 from dynamo_probe.probes.gradients import Gradients
 from dynamo_probe.probes.rank import Rank
+from dynamo_probe.probes.saturation import Saturation
 from dynamo_probe.probes.trainability import Trainability
 from dynamo_probe.probes.updates import Updates
+from dynamo_probe.probes.utility import ContinualBackpropUtility
 from dynamo_probe.schedule import AfterReadings, Every, LogSpaced, Schedule
 from dynamo_probe.sinks.memory import History
 from dynamo_probe.sinks.sink import Sink
@@ -36,6 +38,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AfterReadings",
     "Alert",
+    "ContinualBackpropUtility",
     "Dormancy",
     "DynamoProbeWarning",
     "Event",
@@ -49,6 +52,7 @@ __all__ = [
     "Rank",
     "ReDo",
     "Reading",
+    "Saturation",
     "Schedule",
     "Sink",
     "Site",

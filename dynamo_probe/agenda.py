@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dynamo_probe.instrument import Instrument
+from dynamo_probe.instrument import Instrument, Probe
 from dynamo_probe.observation.recorder import collect
 from dynamo_probe.schedule import AfterReadings
 from dynamo_probe.site import BeforeStep, Source
@@ -24,9 +24,21 @@ class Timer:
         passed: the last update at which it was due, whether or not it fired.
         off: why it is disabled; None while it works.
         told: reasons for not measuring that were already reported.
+        stretch: every how many-th scheduled firing takes place; a budget sets it.
     """
 
-    __slots__ = ("before", "due", "fired", "instrument", "last", "off", "passed", "sources", "told")
+    __slots__ = (
+        "before",
+        "due",
+        "fired",
+        "instrument",
+        "last",
+        "off",
+        "passed",
+        "sources",
+        "stretch",
+        "told",
+    )
 
     def __init__(
         self,
@@ -44,6 +56,19 @@ class Timer:
         self.passed: int | None = None
         self.off: str | None = None
         self.told: set[str] = set()
+        self.stretch = 1
+
+    @property
+    def stretchable(self) -> bool:
+        """Whether it may fire less often than asked for: probes that ride, never treatments."""
+        return bool(self.sources) and isinstance(self.instrument, Probe)
+
+    def following(self, step: int) -> int | None:
+        """Return the next firing: the schedule's, or with a stretch of k every k-th of them."""
+        due: int | None = step
+        for _ in range(self.stretch):
+            due = None if due is None else self.instrument.schedule.after(due)
+        return due
 
     @property
     def follows(self) -> bool:
@@ -70,6 +95,7 @@ class Timer:
             "fired": self.fired,
             "last": self.last,
             "off": self.off,
+            "stretch": self.stretch,
             "state": self.instrument.state_dict(),
             "recorders": [source.recorder.state_dict() for source in self.sources],
         }
@@ -77,7 +103,7 @@ class Timer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.due, self.fired, self.last = state["due"], state["fired"], state["last"]
-        self.off = state["off"]
+        self.off, self.stretch = state["off"], state["stretch"]
         self.instrument.load_state_dict(state["state"])
         for source, recorded in zip(self.sources, state["recorders"], strict=False):
             source.recorder.load_state_dict(recorded)
@@ -123,7 +149,7 @@ class Agenda:
         for timer in self.due(step):
             if timer.off is None:
                 yield timer
-            timer.due = timer.instrument.schedule.after(step)
+            timer.due = timer.following(step)
             timer.passed = step
 
     def arm(self, step: int) -> None:
@@ -140,6 +166,35 @@ class Agenda:
                     source.recorder.clear()
                 gate.on = on
         self.plan(step)
+
+    @property
+    def gathering(self) -> bool:
+        """Whether a riding source gathers in the current update."""
+        return any(s.recorder.gate.on for timer in self.timers for s in timer.sources)
+
+    def stretch(self, factor: int) -> dict[str, int]:
+        """Make the riding probes fire so many times less often; return each one's stretch."""
+        chosen: dict[str, int] = {}
+        for timer in self.timers:
+            if timer.stretchable:
+                timer.stretch *= factor
+                chosen[timer.instrument.name] = timer.stretch
+        return chosen
+
+    def pin(self, stretches: Mapping[str, int]) -> None:
+        """Set the stretch of instruments by name.
+
+        Raises:
+            ValueError: when there is no such riding probe, or a stretch is below 1.
+        """
+        timers = {t.instrument.name: t for t in self.timers if t.stretchable}
+        for name, stretch in stretches.items():
+            if name not in timers or stretch < 1:
+                raise ValueError(
+                    f"the budget pins {name!r} to {stretch}; give a whole number of 1 or more for "
+                    f"one of {sorted(timers)}"
+                )
+            timers[name].stretch = int(stretch)
 
     def plan(self, step: int) -> None:
         """Set the next updates at which anything has to be done."""

@@ -31,6 +31,7 @@ def watch(
     process_group: Any = None,
     seed: int = 0,
     on_error: Literal["warn", "raise"] = "warn",
+    budget: float | Mapping[str, int] | None = None,
 ) -> Watch:
     """Attach instruments to a training loop.
 
@@ -50,6 +51,10 @@ def watch(
         seed: seed of every random choice that an instrument makes.
         on_error: `warn` disables an instrument that fails, says so once, and lets training go on;
             `raise` is for tests.
+        budget: the share of the training's time that the watch may take, such as 0.01. Probes that
+            ride on the training then fire less often where they cost more; an event says how
+            often. To repeat a run exactly, give what it chose: `{"dormancy": 4}` makes every fourth
+            scheduled firing take place. Treatments are never moved.
 
     Returns:
         The attached `Watch`.
@@ -71,6 +76,7 @@ def watch(
         process_group=process_group,
         seed=seed,
         on_error=on_error,
+        budget=budget,
     )
 
 

@@ -245,6 +245,15 @@ class Site:
             dist.all_reduce(figures, group=self.process_group)
         return figures
 
+    def largest_over_ranks(self, figure: float) -> float:
+        """Return the largest of a figure over the ranks; the figure itself in a process alone."""
+        if self.process_group is None:
+            return figure
+        device = next(iter(self.model.parameters())).device
+        shared = torch.tensor([figure], dtype=torch.float32, device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.process_group)
+        return float(shared)
+
     def wiring(self) -> Mapping[str, Wiring | str]:
         """Return for each hidden layer the weights that enter and leave its units, or why not."""
         missing = [name for name in self.layers if name not in self._wiring]

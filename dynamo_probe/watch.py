@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynamo_probe.agenda import Agenda, Timer
 from dynamo_probe.anatomy.twin import unwrap
+from dynamo_probe.budget import Budget
 from dynamo_probe.discovery import Discovery, already_ran_compiled, is_compiled
 from dynamo_probe.doctor import Report, examine
 from dynamo_probe.instrument import Event, Instrument, Treatment
@@ -56,6 +57,7 @@ class Watch:
         process_group: Any = None,
         seed: int = 0,
         on_error: Literal["warn", "raise"] = "warn",
+        budget: float | Mapping[str, int] | None = None,
     ) -> None:
         """Attach; see `dynamo_probe.watch` for the arguments."""
         if on_error not in ("warn", "raise"):
@@ -89,6 +91,8 @@ class Watch:
             if self._site.no_riding is not None:
                 self._site.note("note", "torch.compile", reason=self._site.no_riding)
                 self._warn(f"{self._site.no_riding}. Until then the probe batch is observed.")
+            self._budget = Budget(budget) if isinstance(budget, (int, float)) else None
+            self._agenda.pin(budget if isinstance(budget, Mapping) else {})
             self._agenda.arm(0)
             self._hook(optimizers[0])
             self._attached = True
@@ -246,6 +250,8 @@ class Watch:
             return  # a fused optimizer that was told to change nothing
         site = self._site
         site.step += 1
+        if self._budget is not None:
+            self._budget.update_ends(self._agenda.gathering)
         if site.step >= self._agenda.wake:
             self._guarded(self._work)
 
@@ -259,6 +265,8 @@ class Watch:
             self._agenda.gather(step, site.process_group)
             self._fire_due(step)
             self._agenda.arm(step)
+            if self._budget is not None:
+                self._keep_budget(self._budget)
         finally:
             self._working = False
         self._deliver()
@@ -284,6 +292,23 @@ class Watch:
             if timer.follows and wanted and timer.off is None:
                 self._fire(timer)
         return len(site.readings)
+
+    def _keep_budget(self, budget: Budget) -> None:
+        """Fire the riding probes less often where they cost too much, on all ranks alike."""
+        budget.work_ends()
+        spent = budget.spent()
+        if spent is None:
+            return
+        budget.restart()
+        # No rank decides by its own clock: that would put the ranks out of step.
+        spent = self._site.largest_over_ranks(spent)
+        factor = budget.stretch(spent)
+        if factor > 1:
+            chosen = self._agenda.stretch(factor)
+            self._agenda.plan(self.step)
+            self._site.note(
+                "note", "budget", spent=round(spent, 4), allowed=budget.share, stretch=chosen
+            )
 
     def _fire(self, timer: Timer) -> None:
         instrument = timer.instrument

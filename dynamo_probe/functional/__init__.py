@@ -20,28 +20,39 @@ from dynamo_probe.functional.rank import (
     stable_rank,
 )
 from dynamo_probe.functional.recycling import RecycleReport, recycle
+from dynamo_probe.functional.saturation import (
+    SaturationShares,
+    gradient_saturated_units,
+    saturation,
+)
 from dynamo_probe.functional.trainability import TrainabilityReport, trainability
 from dynamo_probe.functional.updates import mean_weight_magnitude, relative_change
+from dynamo_probe.functional.utility import contribution_utility, outgoing_magnitude
 
 __all__ = [
     "RecycleReport",
+    "SaturationShares",
     "TrainabilityReport",
     "constant_units",
+    "contribution_utility",
     "dead_units",
     "dormancy_scores",
     "dormant_fraction",
     "dormant_units",
     "effective_rank",
+    "gradient_saturated_units",
     "grama_activation_scores",
     "grama_weight_scores",
     "mean_weight_magnitude",
     "normalised_scores",
+    "outgoing_magnitude",
     "overlap_coefficient",
     "participation_ratio",
     "rank_summary",
     "recycle",
     "relative_change",
     "saturated_units",
+    "saturation",
     "spectrum",
     "srank",
     "stable_rank",

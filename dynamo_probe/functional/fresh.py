@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +37,11 @@ def own_copy(model: nn.Module) -> nn.Module:
 
     Tied parameters stay tied. Nothing that is done with the copy reaches the model.
     """
-    copied = twin(model)
-    for parameter in copied.parameters():
-        if not is_lazy(parameter):
-            parameter.data = parameter.data.clone()
+    with torch.inference_mode(False):
+        copied = twin(model)
+        for parameter in copied.parameters():
+            if not is_lazy(parameter):
+                parameter.data = parameter.data.clone()
     return copied
 
 
@@ -54,8 +55,8 @@ def fresh_copy(
     """Copy a model and initialise the copy.
 
     Every module that has a `reset_parameters` is told to; that also resets the statistics of norms.
-    A parameter that this leaves as it is, is drawn from its recorded distribution. A weight that
-    another tensor computes (weight norm) is such a case.
+    A parameter that this does not write is drawn from its recorded distribution, such as one that a
+    weight is computed from (weight norm).
 
     Args:
         model: the model; it stays as it is, as do all random states.
@@ -69,7 +70,14 @@ def fresh_copy(
     given = recorded or {}
     drawn: list[str] = []
     kept: list[str] = []
+    floating = {
+        name: parameter
+        for name, parameter in copied.named_parameters()
+        if not is_lazy(parameter) and parameter.is_floating_point()
+    }
     with seeded(model, seed), torch.no_grad():
+        for parameter in floating.values():
+            parameter.fill_(float("nan"))  # to see what is written
         for module in copied.modules():
             again = getattr(module, "reset_parameters", None)
             if callable(again):
@@ -79,17 +87,15 @@ def fresh_copy(
                     continue  # it wants arguments that only its author knows
         generator = torch.Generator().manual_seed(seed)
         originals = dict(model.named_parameters())
-        for name, parameter in copied.named_parameters():
-            if is_lazy(parameter) or not parameter.is_floating_point():
+        for name, parameter in floating.items():
+            if reset and not parameter.isnan().any():
                 continue
-            if reset and not torch.equal(parameter, originals[name]):
-                continue
-            if name not in given:
+            if name in given:
+                parameter.copy_(draw(given[name], parameter.shape, generator, parameter.dtype))
+                drawn.append(name)
+            else:
+                parameter.copy_(originals[name])
                 kept.append(name)
-                continue
-            values = draw(given[name], parameter.shape, generator, parameter.dtype)
-            parameter.copy_(values)
-            drawn.append(name)
     return Fresh(copied, tuple(drawn), tuple(kept))
 
 
@@ -114,8 +120,10 @@ def seeded(model: nn.Module, seed: int) -> Generator[None, None, None]:
     with unnoticed(model):
         torch.default_generator.manual_seed(seed)
         for device in devices_of(model):
-            with device:
-                torch.get_device_module(device).manual_seed(seed)
+            backend = torch.get_device_module(device)
+            current = backend.device(device) if hasattr(backend, "device") else nullcontext()
+            with current:
+                backend.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield

@@ -106,7 +106,8 @@ def trainability(
     for network in (own_copy(inner), fresh.model):
         with seeded(inner, seed):
             curves.append(_fit(network, batch, wanted, updates, learning_rate, centred))
-    return TrainabilityReport(*curves, fresh.drawn, len(shapes[0]) if shapes[0].dim() else 1)
+    samples = len(shapes[0]) if shapes[0].dim() else 1
+    return TrainabilityReport(curves[0], curves[1], fresh.drawn, samples)
 
 
 def area(losses: Tensor) -> float:

@@ -30,6 +30,7 @@ class Attachment:
 
     Attributes:
         watch: the newest watch, open or closed; None before the first training.
+        open: whether it is attached.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class Attachment:
         self._seed = seed
         self._on_error: Literal["warn", "raise"] = on_error
         self._state: dict[str, Any] = {}
-        self._open = False
         self.watch: Watch | None = None
+        self.open = False
 
     def begin(
         self,
@@ -83,7 +84,7 @@ class Attachment:
             seed=self._seed,
             on_error=self._on_error,
         )
-        self._open = True
+        self.open = True
         if self._state:
             try:
                 self.watch.load_state_dict(self._state)
@@ -95,7 +96,7 @@ class Attachment:
 
     def count_from(self, step: int) -> None:
         """Number the next update `step + 1`, where no state has said how many were before it."""
-        if self._open and self.watch is not None and self.watch.step == 0 and step > 0:
+        if self.open and self.watch is not None and self.watch.step == 0 and step > 0:
             self.watch._site.step = step
             agenda = self.watch._agenda
             for timer in agenda.timers:
@@ -104,14 +105,14 @@ class Attachment:
 
     def close(self) -> None:
         """Let go of the model and keep the state; may be called again."""
-        if self._open and self.watch is not None:
-            self._open = False
+        if self.open and self.watch is not None:
+            self.open = False
             self._state = self.watch.state_dict()  # before closing, which shuts the gates
             self.watch.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the watch; empty before the first training."""
-        if self._open and self.watch is not None:
+        if self.open and self.watch is not None:
             return self.watch.state_dict()
         return self._state
 
@@ -129,7 +130,7 @@ class Attachment:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from this state: now where a watch is open, otherwise when one begins."""
-        if self._open and self.watch is not None:
+        if self.open and self.watch is not None:
             if state:
                 self.watch.load_state_dict(state)
             return

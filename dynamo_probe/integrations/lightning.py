@@ -27,10 +27,9 @@ else:
 class DynamoProbe(Callback):
     """Attach when a fit starts, close when it ends or fails, resume from Lightning's checkpoints.
 
-    One update is one step of the (first) optimizer, whatever `accumulate_grad_batches` says, so
-    that the update is the trainer's `global_step` where there is one optimizer. Validation, also
-    the sanity check before the fit, is not counted. The same callback works in the trainers of
-    `lightning.pytorch` and `pytorch_lightning`.
+    An update is a step of the (first) optimizer, whatever `accumulate_grad_batches` says: with one
+    optimizer the trainer's `global_step`. Validation is not counted. It works in the trainers of
+    `lightning.pytorch` and of `pytorch_lightning`.
     """
 
     def __init__(
@@ -48,17 +47,17 @@ class DynamoProbe(Callback):
 
         Args:
             instruments: probes and treatments; every fit gets copies of them.
-            log_dir: where to write a TensorBoard log; None takes the trainer's `log_dir` if it has
-                a logger. Rank 0 writes.
+            log_dir: where rank 0 writes a TensorBoard log; None: the trainer's, if it has a logger.
             sinks: more places for readings.
             probe_batch: inputs of the watched module. A compiled LightningModule needs it.
             seed: seed of every random choice that an instrument makes.
-            model: qualified name of the submodule to watch, such as `"generator"`; None watches the
-                whole LightningModule. The optimizers that hold its parameters are taken.
+            model: qualified name of the submodule to watch, such as `"generator"`, with the
+                optimizers that hold its parameters; None watches the whole LightningModule.
             on_error: `warn` or `raise`.
         """
         super().__init__()
         self._name = model
+        self._early = probe_batch is not None
         self._attachment = Attachment(instruments, log_dir, sinks, probe_batch, seed, on_error)
 
     @property
@@ -72,16 +71,22 @@ class DynamoProbe(Callback):
         return self._generate_state_key(model=self._name)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach: the optimizers are made, and a compiled model has not run."""
+        """Attach where a probe batch shows the layers: before compiled code runs."""
+        if self._early:
+            self._begin(trainer, pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach after the sanity check, whose batch would become the probe batch."""
+        if not self._attachment.open:
+            self._begin(trainer, pl_module)
+        if len(trainer.optimizers) == 1:  # the trainer counts the steps of all
+            self._attachment.count_from(trainer.global_step)
+
+    def _begin(self, trainer: Any, pl_module: Any) -> None:
         model = pl_module.get_submodule(self._name or "")
         log_dir = trainer.log_dir if trainer.loggers else None  # asks all ranks
         optimizers = trained_by(model, trainer.optimizers)
         self._attachment.begin(model, optimizers, log_dir=log_dir, writes=trainer.is_global_zero)
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the trainer's count, where it resumes from a checkpoint without a watch's state."""
-        if len(trainer.optimizers) == 1:  # the trainer counts the steps of all
-            self._attachment.count_from(trainer.global_step)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close; the exception goes on."""

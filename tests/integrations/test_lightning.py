@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dynamo_probe as dp
 from dynamo_probe.functional import normalised_scores
+from tests.integrations.first import First
 from tests.models import mlp
 from tests.training import everything, identical, seeded
 
@@ -104,7 +105,8 @@ def test_two_micro_batches_are_one_update_and_validation_does_not_count(
     module = kind()
     initial = copy.deepcopy(module.model).double()
     probes = [dp.Dormancy(every=1), dp.Dormancy(every=1, on="probe")]
-    callback = DynamoProbe(probes, on_error="raise")
+    first = First()
+    callback = DynamoProbe(probes, sinks=[first], on_error="raise")
     run = trainer([callback], tmp_path, accumulate_grad_batches=2)
     run.fit(module, **loaders())
     history = seen(callback).history
@@ -119,8 +121,7 @@ def test_two_micro_batches_are_one_update_and_validation_does_not_count(
         h = layer(h)
         if isinstance(layer, nn.ReLU):
             expected = normalised_scores(h.detach().abs().mean(0))
-            first = history.series(f"dormancy/scores/model.{index - 1}")[1][0]
-            assert torch.allclose(torch.tensor(first), expected, rtol=1e-5)
+            assert torch.allclose(first.scores(f"model.{index - 1}"), expected, rtol=1e-5)
 
 
 def fitted(tmp_path: Path, callbacks: list[Any], **more: Any) -> list[Any]:

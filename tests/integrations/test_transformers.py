@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import dynamo_probe as dp
 from dynamo_probe.functional import normalised_scores
+from tests.integrations.first import First
 from tests.training import everything, identical
 
 pytest.importorskip("transformers")
@@ -27,9 +28,7 @@ class Tokens(torch.utils.data.Dataset):
         return 36
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        tokens = torch.randint(
-            WORDS, (LENGTH,), generator=torch.Generator().manual_seed(index)
-        )
+        tokens = torch.randint(WORDS, (LENGTH,), generator=torch.Generator().manual_seed(index))
         return {"input_ids": tokens, "labels": tokens}
 
 
@@ -109,7 +108,8 @@ def test_units_of_the_mlps_are_scored_over_all_tokens_of_an_update(
     model.register_forward_pre_hook(
         lambda module, args, kwargs: inputs.append(kwargs["input_ids"].clone()), with_kwargs=True
     )
-    callback = DynamoProbeCallback(dp.Dormancy(every=1), on_error="raise")
+    first = First()
+    callback = DynamoProbeCallback(dp.Dormancy(every=1), sinks=[first], on_error="raise")
     run = trainer(
         model, tmp_path, [callback], eval_strategy="steps", eval_steps=2, eval_on_start=True
     )
@@ -136,8 +136,7 @@ def test_units_of_the_mlps_are_scored_over_all_tokens_of_an_update(
     initial(input_ids=torch.cat(training[:2]))
     for name, units in read.items():
         expected = normalised_scores(units.detach().abs().mean((0, 1)))
-        first = torch.tensor(history.series(f"dormancy/scores/{name}")[1][0])
-        assert torch.allclose(first, expected, rtol=1e-4)
+        assert torch.allclose(first.scores(name), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -163,14 +162,14 @@ def instruments() -> list[dp.Instrument]:
 
 def test_a_run_resumed_from_a_checkpoint_is_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = DynamoProbeCallback(instruments(), on_error="raise")
-    model = gpt2()
+    model = llama()
     trainer(model, tmp_path / "a", [whole]).train()
     assert {event.kind for event in seen(whole).events} >= {"recycled"}
 
     saving = {"save_strategy": "steps", "save_steps": 3}
     first = DynamoProbeCallback(instruments(), on_error="raise")
-    trainer(gpt2(), tmp_path / "b", [first], **saving).train()
-    again, callback = gpt2(), DynamoProbeCallback(instruments(), on_error="raise")
+    trainer(llama(), tmp_path / "b", [first], **saving).train()
+    again, callback = llama(), DynamoProbeCallback(instruments(), on_error="raise")
     run = trainer(again, tmp_path / "b", [callback], **saving)
     run.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
 
