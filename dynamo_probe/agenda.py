@@ -172,12 +172,17 @@ class Agenda:
         """Whether a riding source gathers in the current update."""
         return any(s.recorder.gate.on for timer in self.timers for s in timer.sources)
 
-    def stretch(self, factor: int) -> dict[str, int]:
-        """Make the riding probes fire so many times less often; return each one's stretch."""
+    def stretch(self, step: int, factor: int) -> dict[str, int]:
+        """Make the riding probes fire so many times less often from now on.
+
+        Returns:
+            Each one's stretch.
+        """
         chosen: dict[str, int] = {}
         for timer in self.timers:
             if timer.stretchable:
                 timer.stretch *= factor
+                timer.due = timer.following(step if timer.passed is None else timer.passed)
                 chosen[timer.instrument.name] = timer.stretch
         return chosen
 

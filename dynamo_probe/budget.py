@@ -54,12 +54,16 @@ class Budget:
             self._gathering += gathering
         self._mark = now
 
-    def work_ends(self) -> None:
-        """Take the time of the watch's work since the update ended."""
+    def work_ends(self, fired: bool) -> None:
+        """Take the time of the watch's work since the update ended.
+
+        Args:
+            fired: whether anything fired; opening a gate is work, too.
+        """
         now = clock()
         if self._mark is not None:
             self._work += now - self._mark
-        self._firings += 1
+        self._firings += fired
         self._mark = now
 
     def spent(self) -> float | None:

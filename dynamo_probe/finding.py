@@ -107,9 +107,11 @@ class Finder:
 
     def _called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """See a module before it runs; look for optimizers if it is not part of one seen before."""
-        if torch.compiler.is_compiling() or self._calls is None or module in self._asked:
+        if torch.compiler.is_compiling() or self._calls is None:
             return
         try:
+            if module in self._asked:
+                return
             self._asked.update(module.modules())
             optimizers = [o for o in _alive(Optimizer) if _usable(o)]
             if not optimizers:
@@ -119,6 +121,7 @@ class Finder:
                 return
             self._stop_looking()
             before = len(self._watches)
+            self._known.update(optimizers)
             self._watch_all(optimizers)
             for _, _, watch in self._watches[before:]:
                 _tell_of_call(watch, module, args, kwargs)
@@ -127,16 +130,15 @@ class Finder:
 
     def _stepping(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """See an optimizer before it steps; all that most steps cost is one look-up."""
-        if optimizer in self._known:
-            return
         try:
+            if optimizer in self._known:
+                return
+            self._known.add(optimizer)
             self._stop_looking()
             others = [o for o in _alive(Optimizer) if o is not optimizer and _usable(o)]
             self._watch_all([optimizer], others)
         except Exception:
             logger.debug("looking for a network failed", exc_info=True)
-        finally:
-            self._known.add(optimizer)
 
     # --- finding ----------------------------------------------------------------------------------
 
@@ -145,9 +147,6 @@ class Finder:
         modules = list(_alive(nn.Module))
         pairs: list[tuple[nn.Module, list[Optimizer]]] = []
         for optimizer in sorted(optimizers, key=lambda o: -len(_held(o))):
-            if optimizer in self._known:
-                continue
-            self._known.add(optimizer)
             for model in owners(optimizer, modules):
                 ours = {id(p) for p in unwrap(model).parameters()}
                 same = [pair for pair in pairs if not ours.isdisjoint(_parameters(pair[0]))]

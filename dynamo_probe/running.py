@@ -46,7 +46,7 @@ class Program:
         self._names.update(__builtins__=builtins, __cached__=None, __annotations__={})
         self._path: str | None = None
         if as_module:
-            sys.path[0:1] = [os.getcwd()]
+            _put_first(os.getcwd())
             self._find_module(target)
         else:
             self._find_script(target)
@@ -58,7 +58,7 @@ class Program:
         self._path = os.path.abspath(path)
         loader = importlib.machinery.SourceFileLoader("__main__", self._path)
         self._names.update(__file__=self._path, __loader__=loader, __package__=None, __spec__=None)
-        sys.path[0:1] = [os.path.dirname(os.path.realpath(path))]
+        _put_first(os.path.dirname(os.path.realpath(path)))
 
     def _find_module(self, name: str) -> None:
         spec = _spec_of(name)
@@ -113,6 +113,12 @@ class Program:
         if part is None and not hasattr(self, "_code"):
             return None  # it could not be compiled: no frame is the program's
         return part or trace
+
+
+def _put_first(directory: str) -> None:
+    """Put a directory where Python puts the script's; with `python -P` it puts none."""
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0:1] = [directory]
 
 
 def _spec_of(name: str) -> importlib.machinery.ModuleSpec | None:

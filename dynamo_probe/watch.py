@@ -262,11 +262,12 @@ class Watch:
             if site.examples and self._discovery is not None:
                 site.keep_batch()
                 self._discovery.settle()
+            fires = bool(self._agenda.due(step))
             self._agenda.gather(step, site.process_group)
             self._fire_due(step)
             self._agenda.arm(step)
             if self._budget is not None:
-                self._keep_budget(self._budget)
+                self._keep_budget(self._budget, fires)
         finally:
             self._working = False
         self._deliver()
@@ -293,10 +294,10 @@ class Watch:
                 self._fire(timer)
         return len(site.readings)
 
-    def _keep_budget(self, budget: Budget) -> None:
+    def _keep_budget(self, budget: Budget, fired: bool) -> None:
         """Fire the riding probes less often where they cost too much, on all ranks alike."""
-        budget.work_ends()
-        spent = budget.spent()
+        budget.work_ends(fired)
+        spent = budget.spent() if fired else None
         if spent is None:
             return
         budget.restart()
@@ -304,8 +305,8 @@ class Watch:
         spent = self._site.largest_over_ranks(spent)
         factor = budget.stretch(spent)
         if factor > 1:
-            chosen = self._agenda.stretch(factor)
-            self._agenda.plan(self.step)
+            chosen = self._agenda.stretch(self.step, factor)
+            self._agenda.arm(self.step)
             self._site.note(
                 "note", "budget", spent=round(spent, 4), allowed=budget.share, stretch=chosen
             )

@@ -40,6 +40,13 @@ def every_probe() -> list[dp.Probe]:
         dp.Dormancy(every=1, companions=True),
         dp.Dormancy(every=1, on="probe"),
         dp.Rank(every=1, layers="all"),
+        dp.Gradients(every=1),
+        dp.Gradients(every=3, updates=2, before_clipping=False),
+        dp.Updates(every=1),
+        dp.Saturation(every=1),
+        dp.ContinualBackpropUtility(every=1),
+        dp.Trainability(every=50, updates=5, learning_rate=1e-2),
+        dp.Trainability(every=100, updates=2, targets="labels", fresh="recorded"),
     ]
 
 
@@ -59,11 +66,16 @@ def test_200_updates_with_every_probe_are_bit_identical(case: str, tmp_path: Pat
             ) as watch:
                 train(model, optimizer, loss, 200)
             assert watch.step == 200
-            assert len(watch.history.series("dormancy/tau=0.1")[0]) == 200
+            for tag in ("dormancy/tau=0.1", "gradients/norm_before_clipping", "updates/distance"):
+                assert len(watch.history.series(tag)[0]) == 200
+            for tag in ("trainability/ratio", "trainability-2/ratio"):
+                assert len(watch.history.series(tag)[0]) >= 3
             assert [set(vars(module)) for module in model.modules()] == before
             for module in model.modules():
                 assert not module._forward_hooks and not module._forward_pre_hooks
             assert not optimizer._optimizer_step_post_hooks
+            assert not optimizer._optimizer_step_pre_hooks
+            assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
             assert list(model.state_dict()) == keys
         else:
             train(model, optimizer, loss, 200)

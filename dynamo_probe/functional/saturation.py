@@ -66,8 +66,9 @@ def gradient_saturated_units(
     """Say which units get next to no gradient, whatever their activation function.
 
     A unit is saturated when |dL/dh| / E|h| < threshold on more than a share of the samples. This is
-    what the public code github.com/ajoudaki/loss-of-plasticity calls saturated. It is another set than the units near a bound, and the threshold is not free of
-    scale: dL/dh of a mean loss is inverse to the batch size. Compare only equal batches.
+    what the public code github.com/ajoudaki/loss-of-plasticity calls saturated. It is another set
+    than the units near a bound, and the threshold is not free of scale: dL/dh of a mean loss is
+    inverse to the batch size. Compare only equal batches.
 
     Args:
         activations: h, [samples, units].

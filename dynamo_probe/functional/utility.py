@@ -1,8 +1,9 @@
 """What units contribute to their readers: contribution utility (Dohare et al. 2024).
 
-The paper, *Loss of plasticity in deep continual learning*, takes in eq. 1 |h_i| times the *sum* of the unit's outgoing |w|; the authors' public code
-takes the *mean*. Within a layer whose units all have as many outgoing weights the two differ by
-one factor, so that they rank units alike; their sizes cannot be compared.
+The paper, *Loss of plasticity in deep continual learning*, takes |h_i| times the *sum* of the
+unit's outgoing |w| (eq. 1); the authors' public code takes the *mean*. Within a layer whose units
+all have as many outgoing weights the two differ by one factor, so that they rank units alike; their
+sizes cannot be compared.
 """
 
 from __future__ import annotations

@@ -57,15 +57,13 @@ def test_it_goes_on_from_accelerates_checkpoint_as_if_never_interrupted(tmp_path
                 net, loader(start, stop), F.mse_loss, resume_from=saved, save_to=target
             )
             saved = target
-        runs.append(everything([net], []))
+        runs.append(list(net.parameters()))
         watches.append(watch)
     whole, resumed = watches
     assert identical(*runs)
     assert resumed.step == whole.step == 250
     for tag in whole.history.tags():
-        for one, other in zip(
-            whole.history.series(tag), resumed.history.series(tag), strict=True
-        ):
+        for one, other in zip(whole.history.series(tag), resumed.history.series(tag), strict=True):
             assert (one == other).all()
 
 
@@ -79,9 +77,7 @@ def test_training_under_accelerate_is_bit_identical_with_and_without_probes() ->
             net, torch.optim.AdamW(net.parameters(), 1e-2), loader(0, 80)
         )
         probes = [dp.Dormancy(every=1), dp.Rank(every=3)]
-        watch = (
-            dp.watch(model, optimizer.optimizer, probes, on_error="raise") if watched else None
-        )
+        watch = dp.watch(model, optimizer.optimizer, probes, on_error="raise") if watched else None
         for inputs, targets in batches:
             with accelerator.accumulate(model):
                 accelerator.backward(F.mse_loss(model(inputs), targets))

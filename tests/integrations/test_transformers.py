@@ -21,6 +21,7 @@ import transformers  # noqa: E402
 from dynamo_probe.integrations.transformers import DynamoProbeCallback  # noqa: E402
 
 BATCH, LENGTH, WORDS = 3, 9, 31
+PROBE = {"input_ids": torch.arange(5 * LENGTH).view(5, LENGTH) % WORDS}
 
 
 class Tokens(torch.utils.data.Dataset):
@@ -161,15 +162,18 @@ def instruments() -> list[dp.Instrument]:
 
 
 def test_a_run_resumed_from_a_checkpoint_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole = DynamoProbeCallback(instruments(), on_error="raise")
+    whole = DynamoProbeCallback(instruments(), probe_batch=PROBE, on_error="raise")
     model = llama()
     trainer(model, tmp_path / "a", [whole]).train()
     assert {event.kind for event in seen(whole).events} >= {"recycled"}
 
     saving = {"save_strategy": "steps", "save_steps": 3}
-    first = DynamoProbeCallback(instruments(), on_error="raise")
+    first = DynamoProbeCallback(instruments(), probe_batch=PROBE, on_error="raise")
     trainer(llama(), tmp_path / "b", [first], **saving).train()
-    again, callback = llama(), DynamoProbeCallback(instruments(), on_error="raise")
+    again, callback = (
+        llama(),
+        DynamoProbeCallback(instruments(), probe_batch=PROBE, on_error="raise"),
+    )
     run = trainer(again, tmp_path / "b", [callback], **saving)
     run.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
 
