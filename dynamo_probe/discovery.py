@@ -36,9 +36,10 @@ class Discovery:
         self._tell = met
         self._met: set[str] = set()
         self._handles: dict[str, RemovableHandle] = {}
-        if type(wrapper).__name__ == "OptimizedModule":
+        compiled = compiled_wrapper(wrapper)
+        if compiled is not None:
             # A hook on a module inside would be traced; one on the wrapper runs before the graph.
-            self._put("", wrapper)
+            self._put("", compiled)
         else:
             for name, module in model.named_modules():
                 if not is_compiled(module):
@@ -86,6 +87,17 @@ class _Called(Removable):
         self.discovery.called(self.name, args, kwargs)
 
 
+def compiled_wrapper(wrapper: nn.Module) -> nn.Module | None:
+    """Return the `torch.compile` wrapper that a call goes through; None where there is none."""
+    outer: Any = wrapper
+    while isinstance(outer, nn.Module):
+        if type(outer).__name__ == "OptimizedModule":
+            return outer
+        parallel = isinstance(outer, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        outer = outer.module if parallel else None
+    return None
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called."""
     return getattr(module, "_compiled_call_impl", None) is not None
@@ -103,7 +115,7 @@ def already_ran_compiled(model: nn.Module, wrapper: nn.Module) -> bool:
     """
     if "torch._dynamo" not in sys.modules:
         return False
-    wrapped = type(wrapper).__name__ == "OptimizedModule"
+    wrapped = compiled_wrapper(wrapper) is not None
     if not wrapped and not any(is_compiled(module) for module in model.modules()):
         return False
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from dynamo_probe.agenda import Agenda, Timer
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.budget import Budget
-from dynamo_probe.discovery import Discovery, already_ran_compiled, is_compiled
+from dynamo_probe.discovery import Discovery, already_ran_compiled, compiled_wrapper, is_compiled
 from dynamo_probe.doctor import Report, examine
 from dynamo_probe.instrument import Event, Instrument, Treatment
 from dynamo_probe.observation.batch import Batch, as_batch
@@ -116,7 +116,7 @@ class Watch:
         if self._site.layers:
             return
         self._discovery = Discovery(model, wrapper, self._called)
-        if type(wrapper).__name__ != "OptimizedModule" and is_compiled(model):
+        if compiled_wrapper(wrapper) is None and is_compiled(model):
             reason = "model.compile() hides the first forward pass: give probe_batch= to dp.watch"
             self._site.note("skipped", "the model", reason=reason)
             self._warn(reason)
