@@ -1,0 +1,50 @@
+"""Run the comparisons: `python -m benchmarks.papers [name] --seeds 5 --workers 2 --out FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+from benchmarks.papers.comparisons import COMPARISONS, rows
+from benchmarks.papers.tables import table
+
+
+def main() -> None:
+    """Run, write a row for each run, print the table."""
+    names = [comparison.name for comparison in COMPARISONS]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="*", help=f"any of {', '.join(names)}; or cartpole*")
+    parser.add_argument("--arms", nargs="+", help="only these arms, such as base 'redo zero'")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --first-seed on")
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("runs/papers.jsonl"), help="a row a run")
+    options = parser.parse_args()
+    wanted = options.name or ["*"]
+    chosen = [one for one in COMPARISONS if any(fnmatch(one.name, name) for name in wanted)]
+    if not chosen:
+        parser.error(f"there is no {' or '.join(wanted)}; the names are {', '.join(names)}")
+    if options.arms:
+        chosen = [
+            replace(one, arms=tuple(a for a in one.arms if a in options.arms)) for one in chosen
+        ]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    total = sum(len(comparison.arms) for comparison in chosen) * len(seeds)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    done = []
+    with options.out.open("a", encoding="utf-8") as file:
+        for row in rows(chosen, seeds, options.workers):
+            done.append(json.loads(json.dumps(row)))
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{len(done)}/{total} {row['name']}, {row['arm']}, seed {row['seed']}")
+    for comparison in chosen:
+        print(f"\n### {comparison.name}\n")
+        print(table([row for row in done if row["name"] == comparison.name], comparison.arms))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The comparisons by name, and how a set of them is run on several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+import dynamo_probe
+from benchmarks.papers import cartpole, continual, digits, label_shuffle
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Arms that are run on the same seeds.
+
+    Attributes:
+        name: names it on the command line.
+        run: the function that runs an arm: (arm, seed, setting=...).
+        setting: what shapes the training.
+        arms: which arms.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    setting: Any
+    arms: tuple[str, ...]
+
+
+COMPARISONS = (
+    Comparison("digits", digits.run, digits.SETTING, continual.ARMS),
+    Comparison("label-shuffle", label_shuffle.run, label_shuffle.SETTING, continual.ARMS),
+    Comparison(
+        "label-shuffle-3e-3",
+        label_shuffle.run,
+        replace(label_shuffle.SETTING, learning_rate=3e-3),
+        continual.ARMS,
+    ),
+    *(
+        Comparison(f"cartpole-growth-{setting.replay_ratio:g}", cartpole.run, setting, ("base",))
+        for setting in cartpole.GROWTH
+    ),
+    Comparison("cartpole-3e-3", cartpole.run, cartpole.MILD, cartpole.ARMS),
+    Comparison("cartpole-1e-2", cartpole.run, cartpole.FAST, cartpole.ARMS),
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a figure may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "dynamo_probe": dynamo_probe.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def one(comparison: Comparison, arm: str, seed: int) -> dict[str, Any]:
+    """Run one arm on one seed; return a row for the file."""
+    figures = comparison.run(arm, seed, setting=comparison.setting)
+    return {
+        "name": comparison.name,
+        "setting": asdict(comparison.setting),
+        "versions": versions(),
+        **asdict(figures),
+    }
+
+
+def rows(
+    comparisons: Sequence[Comparison], seeds: Sequence[int], workers: int
+) -> Iterator[dict[str, Any]]:
+    """Run everything on a pool of processes; yield the rows as they come."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        jobs = [
+            pool.submit(one, comparison, arm, seed)
+            for comparison in comparisons
+            for seed in seeds
+            for arm in comparison.arms
+        ]
+        for job in as_completed(jobs):
+            yield job.result()
