@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
 DIGITS_TAU, CARTPOLE_TAU = 0.025, 0.1
 EPISODES = 20
-TITLES = {"base": "without ReDo", "redo": "with ReDo", "stationary": "labels never change"}
+TITLES = {
+    "base": "without ReDo",
+    "redo": "with ReDo",
+    "reference": "ReDo as in the paper",
+    "stationary": "labels never change",
+}
 # Okabe and Ito's colours, which colour-blind people tell apart; the dashes do it in grey, too.
 LOOKS: dict[str, dict[str, Any]] = {
     "base": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
     "redo": {"color": "#0072B2", "linestyle": "-", "marker": "s"},
+    "reference": {"color": "#009E73", "linestyle": "-.", "marker": "D"},
     "stationary": {"color": "#555555", "linestyle": "--", "marker": "^"},
 }
 STYLE: Any = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -221,6 +222,10 @@ def td_targets(
     return torch.addcmul(batch.rewards, next_value, batch.continues, value=gamma)
 
 
+Instruments = Callable[["Args", nn.Module], list[dp.Instrument]]
+"""Makes the instruments of an agent's watch from its arguments and its target network."""
+
+
 def make_instruments(args: Args, target: nn.Module) -> list[dp.Instrument]:
     """Return what the watch carries."""
     # Scores of 256 samples at the usual batch: with 32, a unit that seldom fires looks dead.
@@ -235,8 +240,12 @@ def make_instruments(args: Args, target: nn.Module) -> list[dp.Instrument]:
     return instruments
 
 
-def train(args: Args) -> Result:
+def train(args: Args, instruments: Instruments = make_instruments) -> Result:
     """Train an agent.
+
+    Args:
+        args: what shapes the training.
+        instruments: makes what the watch carries, from the arguments and the target network.
 
     Raises:
         ValueError: when DQN has no use for the environment's spaces, or when `args.resume` was
@@ -263,9 +272,9 @@ def train(args: Args) -> Result:
         if log_dir is not None:
             writer = SummaryWriter(log_dir)
             stack.callback(writer.close)
-        if instruments := make_instruments(args, target):
+        if carried := instruments(args, target):
             sinks = [] if writer is None else [writer]
-            watch = dp.watch(network, optimizer, instruments, sinks=sinks, seed=args.seed)
+            watch = dp.watch(network, optimizer, carried, sinks=sinks, seed=args.seed)
             parts["watch"] = stack.enter_context(watch)
 
         # Begin, or go on from a checkpoint.

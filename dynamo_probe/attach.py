@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynamo_probe.anatomy.twin import unwrap
@@ -117,7 +117,7 @@ def watched(
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             model, optimizers = _found_in((args, kwargs))
-            fresh = [copy.deepcopy(instrument) for instrument in templates]
+            fresh = [_copy_of(instrument) for instrument in templates]
             with watch(model, optimizers, fresh, **keywords) as current:
                 run.watch = current  # type: ignore[attr-defined]
                 return function(*args, **kwargs)
@@ -125,6 +125,12 @@ def watched(
         return run
 
     return decorate
+
+
+def _copy_of(instrument: Instrument) -> Instrument:
+    """Copy an instrument, but not the networks and tensors that it was given."""
+    given = [t for t in _flattened(vars(instrument)) if isinstance(t, (nn.Module, Tensor))]
+    return copy.deepcopy(instrument, {id(thing): thing for thing in given})
 
 
 def _found_in(arguments: Any) -> tuple[nn.Module, list[Optimizer]]:

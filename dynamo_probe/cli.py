@@ -99,8 +99,7 @@ def _run(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     kinds = probe_kinds()
     try:
         instruments: list[dp.Instrument] = [
-            kinds[name](every=chosen.every)  # type: ignore[call-arg]
-            for name in dict.fromkeys(chosen.probe or ["dormancy"])
+            kinds[name](every=chosen.every) for name in dict.fromkeys(chosen.probe or ["dormancy"])
         ]
         if chosen.redo:
             instruments.append(dp.ReDo(every=chosen.redo_every, tau=chosen.tau))

@@ -120,5 +120,12 @@ def already_ran_compiled(model: nn.Module, wrapper: nn.Module) -> bool:
         return False
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
-    codes = {type(model).forward.__code__, nn.Module._call_impl.__code__}
+    outer: Any = compiled_wrapper(wrapper)
+    called = (
+        type(model).forward,
+        nn.Module._call_impl,
+        # What torch's own modules, such as nn.Sequential, are compiled from.
+        getattr(getattr(outer, "forward", None), "_torchdynamo_orig_callable", None),
+    )
+    codes = {code for f in called if (code := getattr(f, "__code__", None)) is not None}
     return any(len(_debug_get_cache_entry_list(code)) > 0 for code in codes)

@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,12 +14,16 @@ from weakref import WeakSet
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    register_module_forward_pre_hook,
+    register_module_module_registration_hook,
+)
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from dynamo_probe.anatomy.taps import Removable
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.instrument import Instrument
 from dynamo_probe.watch import Watch
@@ -65,7 +68,7 @@ class Finder:
     def __init__(
         self, instruments: Sequence[Instrument], log_dir: str, names: dict[str, Any]
     ) -> None:
-        """Put two hooks on, for all modules and for all optimizers."""
+        """Put hooks on, for all modules and for all optimizers."""
         self._templates = list(instruments)
         self._log_dir = log_dir
         self._names = names
@@ -74,18 +77,17 @@ class Finder:
         self._taken: set[str] = set()
         self._known: WeakSet[Optimizer] = WeakSet()
         self._asked: WeakSet[nn.Module] = WeakSet()
-        self._handles = [register_optimizer_step_pre_hook(self._stepping)]
-        self._calls: RemovableHandle | None = register_module_forward_pre_hook(self._called)
-        # torch warns of global hooks beside torch.compile. Ours is gone before the graph is made.
-        self._filter = ("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
-        warnings.filterwarnings(*self._filter)  # type: ignore[arg-type]
-        self._filter_entry = warnings.filters[0]
+        self._steps = register_optimizer_step_pre_hook(self._stepping)
+        self._looking = True
+        self._calls = register_module_forward_pre_hook(self._called)
+        self._compiled: list[RemovableHandle] = [
+            register_module_module_registration_hook(self._built)
+        ]
 
     def close(self) -> list[Found]:
         """Let go of everything; return what was found, in the order in which it was."""
         self._stop_looking()
-        for handle in self._handles:
-            handle.remove()
+        self._steps.remove()
         found = []
         for name, log_dir, watch in self._watches:
             watch.close()
@@ -97,27 +99,40 @@ class Finder:
         return found + list(self._refused.values())
 
     def _stop_looking(self) -> None:
-        if self._calls is not None:
-            self._calls.remove()
-            self._calls = None
-            if self._filter_entry in warnings.filters:
-                warnings.filters.remove(self._filter_entry)  # type: ignore[attr-defined]
+        self._looking = False
+        self._calls.remove()
+        for handle in self._compiled:
+            handle.remove()
+        self._compiled.clear()
 
     # --- hooks: nothing may go from here into the script ----------------------------------------
 
-    def _called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """See a module before it runs; look for optimizers if it is not part of one seen before."""
-        if torch.compiler.is_compiling() or self._calls is None:
-            return
+    def _built(self, module: nn.Module, name: str, part: nn.Module | None) -> None:
+        """See `torch.compile` wrap a module: it warns of global hooks, so one of its own is put."""
         try:
-            if module in self._asked:
+            if type(module).__name__ == "OptimizedModule" and name == "_orig_mod":
+                self._calls.remove()
+                hook = _CompiledCalled(self)
+                self._compiled.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        except Exception:
+            logger.debug("a compiled module could not be hooked", exc_info=True)
+
+    def _called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """See a module before it runs."""
+        if torch.compiler.is_compiling():
+            return
+        kwargs = _keywords_of_this_call(module)
+        if kwargs is not None:
+            self.look(module, args, kwargs)
+
+    def look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look for optimizers at a call of a module that is not part of one called before."""
+        try:
+            if not self._looking or module in self._asked:
                 return
             self._asked.update(module.modules())
             optimizers = [o for o in _alive(Optimizer) if _usable(o)]
             if not optimizers:
-                return
-            kwargs = _keywords_of_this_call(module)
-            if kwargs is None:
                 return
             self._stop_looking()
             before = len(self._watches)
@@ -187,6 +202,17 @@ class Finder:
             name = f"{base}-{number}"
         self._taken.add(name)
         return name
+
+
+class _CompiledCalled(Removable):
+    __slots__ = ("finder",)
+
+    def __init__(self, finder: Finder) -> None:
+        self.finder = finder
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self.finder.look(module, args, kwargs)
 
 
 def owners(optimizer: Optimizer, modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -168,6 +168,7 @@ class Watch:
         """
         check_state(state, self._site, self.instruments)
         self._site.step = int(state["step"])
+        self._site.events, self._site.readings = [], []  # what attaching noted is in the state
         for timer in self._agenda.timers:
             timer.load_state_dict(state["instruments"][timer.instrument.name])
         self.history.load_state_dict(state["history"])

@@ -54,6 +54,20 @@ def test_it_is_called_once_before_each_update_that_is_due() -> None:
     assert probe.fired == [3, 6, 9]
 
 
+def test_each_instrument_is_called_on_its_own_schedule_and_other_updates_ask_nobody() -> None:
+    net, optimizer = small()
+    two, three = Looking(every=2), Looking(every=3)
+    three.name = "three"
+    asked = []
+    with dp.watch(net, optimizer, [two, three], on_error="raise") as watch:
+        whom = watch._agenda.due_before
+        watch._agenda.due_before = lambda step: asked.append(step) or whom(step)  # type: ignore
+        train(net, optimizer, loss, 7)
+    assert asked == [2, 3, 4, 6]
+    assert [step for step, _, _ in two.calls] == [1, 3, 5]
+    assert [step for step, _, _ in three.calls] == [2, 5]
+
+
 def test_every_optimizer_is_announced_and_a_closure_too() -> None:
     net, first = small()
     second = torch.optim.SGD(net[2].parameters(), 0.1)

@@ -152,9 +152,10 @@ def test_hooks_that_a_compiled_train_step_ignores_are_found_out() -> None:
     assert "had no sample in 2 readings" in str(watch.doctor())
 
 
-def test_attached_too_late_it_says_so_and_observes_apart() -> None:
+@pytest.mark.parametrize("make", [Net, lambda: mlp(4, 8, 6, 1)])
+def test_attached_too_late_it_says_so_and_observes_apart(make) -> None:
     torch.manual_seed(0)
-    net = Net()
+    net = make()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     model = torch.compile(net, backend="eager")
     train(model, optimizer, loss, 1)

@@ -1,7 +1,6 @@
 """Networks are found by the optimizers that train them, with hooks of torch alone."""
 
 import gc
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ def only_this_tests_objects() -> Iterator[None]:
     gc.collect()  # optimizers of other tests that still lie about would be found too
     yield
     assert not torch_module._global_forward_pre_hooks
+    assert not torch_module._global_module_registration_hooks
     assert not torch_optimizer._global_optimizer_pre_hooks
 
 
@@ -120,9 +120,11 @@ def test_one_network_with_two_optimizers_is_one_watch(tmp_path: Path) -> None:
 def test_a_new_optimizer_for_a_network_begins_a_new_log(tmp_path: Path) -> None:
     net = mlp(4, 8, 1)
     finder = finder_in(tmp_path, net=net)
+    optimizers = []
     for _ in range(2):
-        optimizer = torch.optim.Adam(net.parameters())
-        train(net, optimizer, loss, 6)
+        optimizers.append(torch.optim.Adam(net.parameters()))
+        train(net, optimizers[-1], loss, 6)
+    assert not optimizers[0]._optimizer_step_post_hooks
     assert [(one.name, one.updates) for one in finder.close()] == [("net", 6), ("net-2", 6)]
 
 
@@ -154,12 +156,10 @@ def test_a_run_that_is_found_is_bit_identical(tmp_path: Path) -> None:
         seeded()
         net = mlp(4, 8, 8, 1)
         optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-        kept = list(warnings.filters)
         finder = finder_in(tmp_path) if watched else None
         train(net, optimizer, loss, 20)
         if finder is not None:
             assert finder.close()[0].updates == 20
-        assert warnings.filters == kept
         runs.append(everything([net], [optimizer]))
     assert identical(*runs)
 
@@ -172,14 +172,15 @@ def test_a_compiled_network_is_ridden_on_in_one_graph_for_each_state_of_the_gate
     torch._dynamo.reset()
     net = mlp(4, 8, 8, 1)
     counter = CompileCounter()
+    finder = finder_in(tmp_path, net=net)
     compiled = torch.compile(net, backend=counter, fullgraph=True)
     optimizer = torch.optim.Adam(net.parameters())
-    finder = finder_in(tmp_path, net=net, compiled=compiled)
     train(compiled, optimizer, loss, 10)  # type: ignore[arg-type]
     assert finder._watches[0][2]._site.no_riding is None
     assert steps(finder) == [1, 5, 10]
     assert counter.frame_count == 2
     assert [one.updates for one in finder.close()] == [10]
+    assert not compiled._forward_pre_hooks and not net._forward_pre_hooks
     torch._dynamo.reset()
 
 

@@ -314,6 +314,21 @@ def test_the_decorator_finds_model_and_optimizer_among_the_arguments() -> None:
         assert run.watch.model is net
 
 
+def test_the_decorator_hands_each_call_fresh_instruments_and_the_very_target_network() -> None:
+    net, optimizer = small()
+    plant_dead(net[0], 1)
+    target = copy.deepcopy(net)
+
+    @dp.watched([dp.ReDo(tau=0.0, every=2, mirror=target)], on_error="raise")
+    def run(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        train(net, optimizer, loss, 2)
+
+    run(net, optimizer)
+    assert [e.kind for e in run.watch.events][:1] == ["recycled"]
+    assert torch.equal(target[0].weight[1], net[0].weight[1])
+    run(net, optimizer)
+
+
 def test_the_decorator_refuses_what_it_cannot_serve() -> None:
     @dp.watched([dp.Dormancy()])
     def run(*things: object) -> None: ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -106,8 +105,7 @@ def run(arm: str, seed: int, *, setting: Setting = FAST) -> Run:
         progress=False,
     )
     # The agent offers ReDo as one would use it; here every form of it is compared.
-    with mock.patch.object(dqn, "make_instruments", instruments):
-        result = dqn.train(args)
+    result = dqn.train(args, instruments)
     learning = result.episode_returns[result.episode_steps > args.learning_starts]
     total = result.readings.get("redo/recycled_total")
     initial = dormancy_at_the_start(args)

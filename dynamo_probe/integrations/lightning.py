@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynamo_probe.instrument import Instrument
 from dynamo_probe.integrations.attachment import Attachment, trained_by
+from dynamo_probe.integrations.framework import framework
+from dynamo_probe.integrations.redirection import ignore_redirected_steps
 from dynamo_probe.watch import Watch
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 else:
-    try:
-        Callback = import_module("lightning.pytorch").Callback
-    except ImportError:
-        try:
-            Callback = import_module("pytorch_lightning").Callback
-        except ImportError as error:
-            fix = "this needs Lightning: pip install 'dynamo-probe[lightning]'"
-            raise ImportError(fix) from error
+    Callback = framework("lightning.pytorch", "pytorch_lightning", extra="lightning").Callback
 
 
 class DynamoProbe(Callback):
@@ -50,9 +44,8 @@ class DynamoProbe(Callback):
             log_dir: where rank 0 writes a TensorBoard log; None: the trainer's, if it has a logger.
             sinks: more places for readings.
             probe_batch: inputs of the watched module. A compiled LightningModule needs it.
+            model: name of the submodule to watch, such as `"generator"`; None watches the whole.
             seed: seed of every random choice that an instrument makes.
-            model: qualified name of the submodule to watch, such as `"generator"`, with the
-                optimizers that hold its parameters; None watches the whole LightningModule.
             on_error: `warn` or `raise`.
         """
         super().__init__()
@@ -86,10 +79,11 @@ class DynamoProbe(Callback):
         model = pl_module.get_submodule(self._name or "")
         log_dir = trainer.log_dir if trainer.loggers else None  # asks all ranks
         optimizers = trained_by(model, trainer.optimizers)
-        self._attachment.begin(model, optimizers, log_dir=log_dir, writes=trainer.is_global_zero)
+        begin, zero = self._attachment.begin, trainer.is_global_zero
+        ignore_redirected_steps(begin(model, optimizers, log_dir=log_dir, writes=zero))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Close; the exception goes on."""
+        """Close."""
         self._attachment.close()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:

@@ -5,31 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-try:
-    from stable_baselines3.common.callbacks import BaseCallback
-except ImportError as error:
-    fix = "this needs Stable-Baselines3: pip install 'dynamo-probe[sb3]'"
-    raise ImportError(fix) from error
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynamo_probe.instrument import Instrument
 from dynamo_probe.integrations.attachment import Attachment
+from dynamo_probe.integrations.framework import framework
 from dynamo_probe.integrations.own_loss import OwnLoss
 from dynamo_probe.watch import Watch
 
-NETWORKS = ("q_net", "critic")
-"""Attributes of a policy that hold the network to watch; otherwise it is the policy itself."""
+if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+else:
+    BaseCallback = framework("stable_baselines3.common.callbacks", extra="sb3").BaseCallback
 
 
 class DynamoProbeCallback(BaseCallback):
     """Attach to one network of the agent when it begins to learn; close when it has learnt.
 
     By default that is `q_net` of DQN, the whole `policy` of PPO and A2C, and `critic` of SAC, TD3
-    and DDPG. The clock is the network's own optimizer, so that an update of a `critic` is one of
-    the critic's, and the passes of the actor's loss through it are left out. Give two callbacks to
-    watch critic and actor. Acting and the target networks are not counted, and not changed either:
-    whoever recycles units of `q_net` copies it to `q_net_target` himself, or waits for the agent.
+    and DDPG. The clock is the network's own optimizer; what the actor's loss sends through a critic
+    does not count. Give two callbacks to watch critic and actor. Acting and target networks do not
+    count, and no target is changed: copy recycled units of `q_net` to `q_net_target` if you wish.
 
     `agent.save` knows nothing of a watch. Save `callback.state_dict()` beside it with `torch.save`,
     and give it to `load_state_dict` of a new callback before `learn`. A callback that learns
@@ -55,8 +51,8 @@ class DynamoProbeCallback(BaseCallback):
                 in the agent's log, if it was made with `tensorboard_log=`.
             sinks: more places for readings.
             probe_batch: inputs of the watched network. Without it PPO's is one step of acting.
-            seed: seed of every random choice that an instrument makes.
             model: the network, an attribute of the agent's policy such as `"actor"`, or `"policy"`.
+            seed: seed of every random choice that an instrument makes.
             on_error: `warn` or `raise`.
         """
         super().__init__()
@@ -71,8 +67,8 @@ class DynamoProbeCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         policy: Any = self.model.policy
-        found = [name for name in NETWORKS if getattr(policy, name, None) is not None]
-        name = self._name or (found[0] if found else "policy")
+        usual = [name for name in ("q_net", "critic") if hasattr(policy, name)]
+        name = self._name or next(iter(usual), "policy")
         network = policy if name == "policy" else getattr(policy, name)
         own = getattr(network, "optimizer", None) or policy.optimizer
         logs = getattr(self.model, "tensorboard_log", None)

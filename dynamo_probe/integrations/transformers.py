@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-try:
-    from transformers import TrainerCallback
-except ImportError as error:
-    fix = "this needs transformers: pip install 'dynamo-probe[transformers]'"
-    raise ImportError(fix) from error
-
 from dynamo_probe.instrument import Instrument
 from dynamo_probe.integrations.attachment import Attachment
+from dynamo_probe.integrations.framework import framework
 from dynamo_probe.warning import warn
 from dynamo_probe.watch import Watch
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+else:
+    TrainerCallback = framework("transformers", extra="transformers").TrainerCallback
 
 
 class DynamoProbeCallback(TrainerCallback):
@@ -48,10 +48,10 @@ class DynamoProbeCallback(TrainerCallback):
             log_dir: where to write a TensorBoard log; None writes none. The main process writes.
             sinks: more places for readings.
             probe_batch: inputs of the watched module. `torch_compile=True` needs it.
-            seed: seed of every random choice that an instrument makes.
             model: qualified name of the submodule to watch; None watches the whole model.
             resume_from: the checkpoint's directory; None looks for `checkpoint-N` in `output_dir`,
                 N being the step that the trainer resumes from.
+            seed: seed of every random choice that an instrument makes.
             on_error: `warn` or `raise`.
         """
         self._name = model

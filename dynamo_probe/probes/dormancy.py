@@ -25,7 +25,8 @@ class Dormancy(Probe):
     - `dormancy/tau=T`: the share of dormant units, pooled over units; `dormancy/layer/NAME/tau=T`
       for one layer;
     - `dormancy/first/tau=T`: the pooled share at the first reading. Growth is against that, not
-      against 0. The first reading is at update 1, whose activations come from the initial weights;
+      against 0. Riding on the training, the first reading is at update 1, whose activations come
+      from the initial weights; on a probe batch it is taken after update 1;
     - `dormancy/overlap`: overlap coefficient of this dormant set and the last one;
     - `dormancy/dead`: the share of units that never fired;
     - `dormancy/constant` (no variance) and `dormancy/saturated` (at a bound of the activation

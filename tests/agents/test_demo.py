@@ -13,6 +13,7 @@ from agents import demo
 TAGS = {
     "digits-base": {"dormancy/tau=0.025", "charts/online_accuracy"},
     "digits-redo": {"dormancy/tau=0.025", "charts/online_accuracy", "redo/recycled"},
+    "digits-reference": {"dormancy/tau=0.025", "charts/online_accuracy", "redo/recycled"},
     "digits-stationary": {"dormancy/tau=0.025", "charts/online_accuracy"},
     "cartpole-base": {"dormancy/tau=0.1", "charts/episodic_return"},
     "cartpole-redo": {"dormancy/tau=0.1", "charts/episodic_return", "redo/recycled"},
@@ -35,7 +36,7 @@ def test_every_arm_has_a_tensorboard_log(shown, arm: str):
     log = EventAccumulator(str(shown[1] / arm))
     log.Reload()
     assert TAGS[arm] <= set(log.Tags()["scalars"])
-    assert ("redo/recycled" in log.Tags()["scalars"]) == arm.endswith("redo")
+    assert ("redo/recycled" in log.Tags()["scalars"]) == arm.endswith(("redo", "reference"))
 
 
 def test_the_picture_is_a_png_that_shows_something(shown):

@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -142,6 +144,22 @@ def test_a_fit_with_probes_is_bit_identical_to_the_fit_without(tmp_path: Path) -
     assert list((tmp_path / "log").glob("events*"))
 
 
+@pytest.mark.parametrize("kind", [Regression, ThroughForward])
+def test_a_step_that_data_parallelism_sends_through_forward_is_not_taken_for_it(
+    kind: type[Regression], tmp_path: Path
+) -> None:
+    callback = DynamoProbe(dp.Dormancy(every=1), on_error="raise")
+    run = trainer([callback], tmp_path, strategy="ddp", devices=1)
+    with mock.patch.dict(os.environ):  # Lightning leaves its address and port there
+        try:
+            run.fit(kind(), **loaders())
+        finally:
+            torch.distributed.destroy_process_group()
+    scores = [tag for tag in seen(callback).history.tags() if "scores" in tag]
+    assert scores == ["dormancy/scores/model.0", "dormancy/scores/model.2"]
+    assert (seen(callback).history.series("dormancy/samples")[1] == 5).all()
+
+
 def instruments() -> list[dp.Instrument]:
     return [dp.Dormancy(every=1, tau=0.4), dp.ReDo(every=3, tau=0.4), dp.Rank(every=4)]
 
@@ -182,7 +200,7 @@ def test_a_checkpoint_without_a_watch_still_gives_the_step_numbers(tmp_path: Pat
     plain = trainer([], tmp_path)
     plain.fit(Regression(), **loaders())
     plain.save_checkpoint(tmp_path / "plain.ckpt")
-    callback = DynamoProbe(dp.Dormancy(every=3), on_error="raise")
+    callback = DynamoProbe(dp.Dormancy(every=dp.Every(3)), on_error="raise")
     run = trainer([callback], tmp_path, max_steps=14)
     run.fit(Regression(), **loaders(), ckpt_path=tmp_path / "plain.ckpt")
     assert seen(callback).history.series("dormancy/samples")[0].tolist() == [9, 12]

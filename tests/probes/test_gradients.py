@@ -260,6 +260,54 @@ def test_a_gradient_that_no_backward_pass_of_this_update_made_has_no_norm_before
     }
 
 
+def test_a_norm_from_an_earlier_update_of_the_window_is_not_taken_for_this_ones() -> None:
+    net = small()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    probe = dp.Gradients(every=3, updates=2)
+    with dp.watch(net, optimizer, probe, on_error="raise") as watch:
+        train(net, optimizer, fixed(16, 4), 2)
+        assert {at for at, _ in probe.recorder.norms.values()} == {1}
+        optimizer.zero_grad(set_to_none=False)
+        optimizer.step()
+    assert watch.history.latest("gradients/norm") == 0.0
+    assert watch.history.series("gradients/norm_before_clipping")[0].tolist() == [1]
+
+
+def test_between_readings_no_norm_is_taken() -> None:
+    net = small()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    probe = dp.Gradients(every=5)
+    with dp.watch(net, optimizer, probe, on_error="raise"):
+        train(net, optimizer, fixed(16, 4), 3)
+        assert {at for at, _ in probe.recorder.norms.values()} == {0}
+
+
+class Conv1D(nn.Module):
+    """A linear layer with its weight the other way round, as in GPT-2."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+def test_a_transposed_linear_layer_has_its_units_along_its_columns() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Conv1D(7, 4), nn.ReLU(), nn.Linear(7, 1))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with dp.watch(net, optimizer, dp.Gradients(every=1), on_error="raise") as watch:
+        train(net, optimizer, fixed(16, 4), 1)
+    gradient = net[0].weight.grad
+    assert isinstance(gradient, Tensor)
+    naive = gradient.double().abs().mean(0)
+    scores = torch.tensor(watch.history.latest("gradients/scores/weight/0"))
+    assert torch.allclose(scores, naive / naive.mean(), rtol=1e-5)
+
+
 def test_gradients_that_are_not_finite_are_shown_in_norms_and_left_out_of_shares() -> None:
     torch.manual_seed(0)
     net = mlp(4, 8, 1)
