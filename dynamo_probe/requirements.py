@@ -40,16 +40,15 @@ def check_optimizers(model: nn.Module, given: Any) -> tuple[Optimizer, ...]:
         TypeError: when one is not a torch optimizer.
         ValueError: when one holds no parameter of the model.
     """
-    optimizers = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    listed = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    optimizers = tuple(_inside(optimizer) for optimizer in listed)
     if not optimizers:
         raise ValueError("no optimizer was given; give the one that trains the model")
     ours = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
-        inner = getattr(optimizer, "optimizer", None)
         if not isinstance(optimizer, Optimizer):
-            hint = " (give its .optimizer)" if isinstance(inner, Optimizer) else ""
             raise TypeError(
-                f"the optimizer is a {type(optimizer).__name__}{hint}; give a torch.optim.Optimizer"
+                f"the optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer"
             )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if ours.isdisjoint(held):
@@ -58,6 +57,13 @@ def check_optimizers(model: nn.Module, given: Any) -> tuple[Optimizer, ...]:
                 "parameters; make it with model.parameters(), after the model was moved or rebuilt"
             )
     return optimizers
+
+
+def _inside(optimizer: Any) -> Any:
+    """Return the torch optimizer inside wrappers such as Accelerate's, whose hooks do not fire."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def check_instruments(given: Instrument | Sequence[Instrument]) -> list[Instrument]:

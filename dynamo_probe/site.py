@@ -340,19 +340,34 @@ class Site:
             self.skipped.setdefault(_joined(prefix, name), reason)
         for name in new:
             self.skipped.pop(name, None)
-        self.examples[prefix] = batch
         for source in self.sources:
             if source.where == "training":
                 source.recorder.prepare(self.model, new)
                 source.recorder.ride(self.model, new)
         return new
 
+    def see(self, prefix: str, batch: Batch) -> None:
+        """Take note of the inputs of a forward pass, unless the fixed batch is already kept."""
+        if prefix not in self._kept:
+            self.examples[prefix] = batch
+
     def keep_batch(self) -> None:
         """Keep the inputs of the first training forward pass, if anything asked for a batch."""
         if not self.wants_batch:
-            self.examples = {}
+            self.examples, self._kept = {}, set()
         for prefix in self.examples.keys() - self._kept:
             self.examples[prefix] = self.examples[prefix].clone()
+            self._kept.add(prefix)
+
+    def kept_batches(self) -> dict[str, Any]:
+        """Return the kept inputs as plain containers; empty where they hold other objects."""
+        kept = {prefix: self.examples[prefix].plain() for prefix in sorted(self._kept)}
+        return {prefix: batch for prefix, batch in kept.items() if batch is not None}
+
+    def take_batches(self, kept: Mapping[str, Any]) -> None:
+        """Go on with inputs that `kept_batches` gave: a resumed run keeps its fixed batch."""
+        for prefix, (args, kwargs) in kept.items():
+            self.examples[prefix] = Batch(tuple(args), dict(kwargs))
             self._kept.add(prefix)
 
     def why_no_layers(self) -> str:

@@ -68,6 +68,7 @@ class Watch:
         self._attached = False
         self._closed = False
         self._working = False
+        self._met: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._discovery: Discovery | None = None
         self._wrapper = model
@@ -156,6 +157,7 @@ class Watch:
             "model": shapes(self._site),
             "instruments": {t.instrument.name: t.state_dict() for t in self._agenda.timers},
             "history": self.history.state_dict(),
+            "batches": self._site.kept_batches(),
             "events": [(e.step, e.kind, e.subject, dict(e.detail)) for e in self.events],
         }
 
@@ -171,6 +173,7 @@ class Watch:
         self._site.events, self._site.readings = [], []  # what attaching noted is in the state
         for timer in self._agenda.timers:
             timer.load_state_dict(state["instruments"][timer.instrument.name])
+        self._site.take_batches(state["batches"])
         self.history.load_state_dict(state["history"])
         self.events[:] = [Event(*event) for event in state["events"]]
         self._agenda.plan(self.step)
@@ -216,12 +219,12 @@ class Watch:
         """See a forward pass before it runs: the first one shows the anatomy."""
         if self._working or self._closed:
             return
-        site = self._site
-        if prefix not in site.examples:
+        if prefix not in self._met:
+            self._met.add(prefix)
+            self._site.see(prefix, batch)
             self._guarded(lambda: self._meet(prefix, batch))
-            site.examples.setdefault(prefix, batch)  # also where meeting it failed
         elif torch.is_grad_enabled():
-            site.examples[prefix] = batch
+            self._site.see(prefix, batch)
 
     def _meet(self, prefix: str, batch: Batch) -> None:
         self._working = True

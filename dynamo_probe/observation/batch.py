@@ -25,9 +25,22 @@ class Batch:
         """Run the model on the batch."""
         return model(*self.args, **self.kwargs)
 
+    def plain(self) -> tuple[list[Any], dict[str, Any]] | None:
+        """Return the arguments for a checkpoint; None where they hold more than plain values."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        return (args, kwargs) if _is_plain(args) and _is_plain(kwargs) else None
+
     def clone(self) -> Batch:
         """Copy every tensor, so that a buffer the loop fills again cannot change the batch."""
         return Batch(_cloned(self.args), _cloned(dict(self.kwargs)))
+
+
+def _is_plain(tree: Any) -> bool:
+    if isinstance(tree, (list, tuple)):
+        return all(_is_plain(item) for item in tree)
+    if isinstance(tree, dict):
+        return all(_is_plain(item) for item in tree.values())
+    return tree is None or isinstance(tree, (Tensor, bool, int, float, str))
 
 
 def as_batch(given: Any) -> Batch | Callable[[], Batch] | None:

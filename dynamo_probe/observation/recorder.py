@@ -194,8 +194,7 @@ class Recorder:
             _restore(self.slots[name], self._pending.pop(name))
 
     def close(self) -> None:
-        """Take the hooks off the model."""
-        self.gate.on = False
+        """Take the hooks off the model; what was accumulated stays for `state_dict`."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -281,7 +281,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(at: int, tmp_pat
         instruments = [
             dp.Dormancy(every=3, updates=2),
             dp.ReDo(tau=0.3, every=5, updates=3),
-            dp.Rank(every=4, batch=torch.ones(2, 2, 10, 10)),
+            dp.Rank(every=4, layers="all"),
+            dp.Dormancy(every=4, on="probe"),
         ]
         return net, optimizer, dp.watch(net, optimizer, instruments, on_error="raise")
 
