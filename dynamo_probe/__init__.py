@@ -29,7 +29,8 @@ from dynamo_probe.schedule import AfterReadings, Every, LogSpaced, Schedule
 from dynamo_probe.sinks.memory import History
 from dynamo_probe.sinks.sink import Sink
 from dynamo_probe.sinks.tensorboard import TensorBoard
-from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.site import Site
+from dynamo_probe.source import NotMeasurable
 from dynamo_probe.treatments.redo import ReDo
 from dynamo_probe.watch import DynamoProbeWarning, Watch
 

@@ -8,7 +8,8 @@ from typing import Any
 from dynamo_probe.instrument import Instrument, Probe
 from dynamo_probe.observation.recorder import collect
 from dynamo_probe.schedule import AfterReadings
-from dynamo_probe.site import BeforeStep, Source
+from dynamo_probe.site import BeforeStep
+from dynamo_probe.source import Source
 
 
 class Timer:

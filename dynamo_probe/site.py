@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,89 +17,17 @@ from dynamo_probe.anatomy.layer import Layer, units_of
 from dynamo_probe.anatomy.neurons import find_neurons
 from dynamo_probe.anatomy.shards import is_sharded
 from dynamo_probe.anatomy.wiring import Wiring, wire
+from dynamo_probe.fixed import FixedBatches
 from dynamo_probe.instrument import Event, Instrument, Reading
 from dynamo_probe.observation.apart import apart
 from dynamo_probe.observation.backward import BackwardRecorder
 from dynamo_probe.observation.batch import Batch
-from dynamo_probe.observation.recorder import Recorder, measure
-from dynamo_probe.observation.statistics import MAGNITUDE, Statistic, UnitSums
-
-Where = Literal["training", "probe"] | Batch
+from dynamo_probe.observation.statistics import MAGNITUDE, Statistic
+from dynamo_probe.prefixes import bound, inside, joined, layer_in, wiring_in
+from dynamo_probe.source import NotMeasurable, Source, Where
 
 BeforeStep = Callable[[Optimizer, bool], None]
 """Takes an optimizer that is about to step, and whether it was given a closure."""
-
-
-class NotMeasurable(Exception):
-    """Raised by an instrument that cannot give an exact figure this time; carries the reason."""
-
-
-class Source:
-    """Where an instrument gets the statistics of units from.
-
-    Attributes:
-        instrument: whose source it is.
-        batch: the source's own inputs; None for those of the site.
-        where: `training` rides on the loop's own forward passes, `probe` runs the probe batch.
-        recorder: the accumulators of a riding source.
-        collected: what was read for this update together with the other sources that were due.
-    """
-
-    def __init__(
-        self,
-        site: Site,
-        instrument: Instrument,
-        statistics: Sequence[Statistic],
-        where: Where,
-        recorder: Recorder | None = None,
-    ) -> None:
-        """Made by `Site.observe`."""
-        self.site = site
-        self.instrument = instrument
-        self.statistics = tuple(statistics)
-        self.batch = where if isinstance(where, Batch) else None
-        self.where: Literal["training", "probe"] = "probe" if isinstance(where, Batch) else where
-        self.recorder = Recorder(statistics) if recorder is None else recorder
-        self.collected: dict[str, UnitSums] | None = None
-
-    def read(self) -> dict[str, UnitSums]:
-        """Return the statistics of each layer that was seen, in the order of the forward pass.
-
-        Raises:
-            NotMeasurable: when no layer was seen, with the reason.
-        """
-        site = self.site
-        if not site.layers:
-            raise NotMeasurable(site.why_no_layers())
-        if self.where == "probe":
-            found: dict[str, UnitSums] = {}
-            given = site.batches() if self.batch is None else {"": self.batch}
-            for prefix, batch in given.items():
-                inside = site.inside(prefix)
-                found |= measure(
-                    site.model,
-                    batch,
-                    inside,
-                    self.statistics,
-                    entry=prefix,
-                    group=site.process_group,
-                )
-        elif self.collected is not None:
-            found, self.collected = self.collected, None
-        else:
-            found = self.recorder.read(site.process_group)
-        for name in site.layers:
-            if name in found and found[name].samples == 0:
-                site.miss(name)
-        seen = {name: found[name] for name in site.layers if name in found and found[name].samples}
-        if not seen:
-            raise NotMeasurable(
-                "no forward pass of a hidden layer was reached by a backward pass; if the model "
-                "runs inside compiled code, attach before its first call"
-                if self.where == "training"
-                else "the probe batch is empty"
-            )
-        return seen
 
 
 class Site:
@@ -113,6 +40,7 @@ class Site:
         layers: the hidden layers that can be read, by qualified name; empty before a forward pass.
         skipped: why other parametric layers are left out.
         unseen: {layer: readings in which it had no sample}.
+        fixed: the fixed inputs, given or kept.
         process_group: the ranks that statistics are reduced over; None for this process alone.
         readings: what was emitted at this update so far.
         fresh: those of them that an instrument on the schedule `AfterReadings` has not yet seen.
@@ -143,10 +71,7 @@ class Site:
         self.readings: list[Reading] = []
         self.fresh: list[Reading] = []
         self.events: list[Event] = []
-        self.given_batch = probe_batch
-        self.examples: dict[str, Batch] = {}
-        self.wants_batch = False
-        self._kept: set[str] = set()
+        self.fixed = FixedBatches(probe_batch)
         self._wiring: dict[str, Wiring | str] = {}
 
     # --- what instruments ask for when they attach -------------------------------------------
@@ -200,7 +125,7 @@ class Site:
 
     def want_batch(self) -> None:
         """Ask that a batch is at hand: the probe batch, or else the first training batch."""
-        self.wants_batch = True
+        self.fixed.wanted = True
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Refuse names of layers that the model does not have.
@@ -221,12 +146,10 @@ class Site:
         Raises:
             NotMeasurable: when no forward pass has been seen and no probe batch was given.
         """
-        if self.given_batch is not None:
-            given = self.given_batch
-            return {"": given if isinstance(given, Batch) else given()}
-        if not self.examples:
+        found = self.fixed.get()
+        if not found:
             raise NotMeasurable(f"there is no probe batch: {self.why_no_layers()}")
-        return self.examples
+        return found
 
     @contextmanager
     def apart(self) -> Generator[nn.Module, None, None]:
@@ -258,17 +181,17 @@ class Site:
         """Return for each hidden layer the weights that enter and leave its units, or why not."""
         missing = [name for name in self.layers if name not in self._wiring]
         for prefix, batch in (self.batches() if missing else {}).items():
-            names = [_inside(n, prefix) for n in missing if self.entry_of[n] == prefix]
+            names = [inside(prefix, n) for n in missing if self.entry_of[n] == prefix]
             if names:
                 module = self.model.get_submodule(prefix)
                 found = wire(module, batch.args, dict(batch.kwargs), names)
                 self._wiring.update(
-                    {_joined(prefix, name): _qualified(w, prefix) for name, w in found.items()}
+                    {joined(prefix, name): wiring_in(prefix, w) for name, w in found.items()}
                 )
         if any(is_sharded(parameter) for parameter in self.model.parameters()):
             # During a forward pass the weights are gathered; what is trained are the shards.
             own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-            return {name: _bound(w, own) for name, w in self._wiring.items()}
+            return {name: bound(w, own) for name, w in self._wiring.items()}
         return self._wiring
 
     def known_wiring(self) -> Mapping[str, Wiring | str]:
@@ -322,22 +245,14 @@ class Site:
         """
         module = self.model.get_submodule(prefix)
         anatomy = find_neurons(module, batch.args, batch.kwargs, whole=not prefix)
-        found = {
-            _joined(prefix, name): replace(
-                layer,
-                name=_joined(prefix, name),
-                tap=replace(layer.tap, module=_joined(prefix, layer.tap.module)),
-                partner=layer.partner and _joined(prefix, layer.partner),
-            )
-            for name, layer in anatomy.layers.items()
-        }
+        found = {joined(prefix, n): layer_in(prefix, la) for n, la in anatomy.layers.items()}
         new = {name: layer for name, layer in found.items() if name not in self.layers}
         self.layers.update(new)
         self.entry_of.update(dict.fromkeys(new, prefix))
         for name, reason in anatomy.skipped.items():
             if prefix and not name:
                 reason = "called by itself outside a forward pass: what follows it is not visible"
-            self.skipped.setdefault(_joined(prefix, name), reason)
+            self.skipped.setdefault(joined(prefix, name), reason)
         for name in new:
             self.skipped.pop(name, None)
         for source in self.sources:
@@ -345,30 +260,6 @@ class Site:
                 source.recorder.prepare(self.model, new)
                 source.recorder.ride(self.model, new)
         return new
-
-    def see(self, prefix: str, batch: Batch) -> None:
-        """Take note of the inputs of a forward pass, unless the fixed batch is already kept."""
-        if prefix not in self._kept:
-            self.examples[prefix] = batch
-
-    def keep_batch(self) -> None:
-        """Keep the inputs of the first training forward pass, if anything asked for a batch."""
-        if not self.wants_batch:
-            self.examples, self._kept = {}, set()
-        for prefix in self.examples.keys() - self._kept:
-            self.examples[prefix] = self.examples[prefix].clone()
-            self._kept.add(prefix)
-
-    def kept_batches(self) -> dict[str, Any]:
-        """Return the kept inputs as plain containers; empty where they hold other objects."""
-        kept = {prefix: self.examples[prefix].plain() for prefix in sorted(self._kept)}
-        return {prefix: batch for prefix, batch in kept.items() if batch is not None}
-
-    def take_batches(self, kept: Mapping[str, Any]) -> None:
-        """Go on with inputs that `kept_batches` gave: a resumed run keeps its fixed batch."""
-        for prefix, (args, kwargs) in kept.items():
-            self.examples[prefix] = Batch(tuple(args), dict(kwargs))
-            self._kept.add(prefix)
 
     def why_no_layers(self) -> str:
         """Say why there is nothing to read."""
@@ -390,34 +281,3 @@ class Site:
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Return the model's named parameters."""
         return self.model.named_parameters()
-
-
-def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix and name else prefix or name
-
-
-def _inside(name: str, prefix: str) -> str:
-    return name[len(prefix) :].lstrip(".") if prefix else name
-
-
-def _bound(wiring: Wiring | str, tensors: Mapping[str, Tensor]) -> Wiring | str:
-    """Return the wiring with the tensors of these names."""
-    if isinstance(wiring, str):
-        return wiring
-    changes: dict[str, Any] = {}
-    for field in wiring.__dataclass_fields__:
-        value = getattr(wiring, field)
-        if isinstance(value, tuple):
-            changes[field] = tuple(replace(e, tensor=tensors[e.name]) for e in value)
-    return replace(wiring, **changes)
-
-
-def _qualified(wiring: Wiring | str, prefix: str) -> Wiring | str:
-    if isinstance(wiring, str) or not prefix:
-        return wiring
-    changes: dict[str, Any] = {"layer": _joined(prefix, wiring.layer)}
-    for field in wiring.__dataclass_fields__:
-        value = getattr(wiring, field)
-        if isinstance(value, tuple):
-            changes[field] = tuple(replace(e, name=_joined(prefix, e.name)) for e in value)
-    return replace(wiring, **changes)

@@ -18,6 +18,7 @@ from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.budget import Budget
 from dynamo_probe.discovery import Discovery, already_ran_compiled, compiled_wrapper, is_compiled
 from dynamo_probe.doctor import Report, examine
+from dynamo_probe.events import shorten
 from dynamo_probe.instrument import Event, Instrument, Treatment
 from dynamo_probe.observation.batch import Batch, as_batch
 from dynamo_probe.processes import group_of, writes
@@ -26,7 +27,8 @@ from dynamo_probe.resume import FORMAT, check_state, shapes
 from dynamo_probe.sinks.courier import Courier
 from dynamo_probe.sinks.given import as_sinks
 from dynamo_probe.sinks.memory import History
-from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.site import Site
+from dynamo_probe.source import NotMeasurable
 from dynamo_probe.warning import DynamoProbeWarning as DynamoProbeWarning
 from dynamo_probe.warning import warn
 
@@ -43,7 +45,10 @@ class Watch:
     Attributes:
         history: readings in memory: `.tags()`, `.series(tag)`, `.latest(tag)`, `.to_pandas()`.
         events: what was done or noticed, in order.
+        most_events: when there are more, the older half goes, and a note says how many went.
     """
+
+    most_events = 10_000
 
     def __init__(
         self,
@@ -87,7 +92,7 @@ class Watch:
         self._courier = Courier(found, self._sink_trouble) if found else None
         try:
             self._agenda = Agenda([self._made(instrument) for instrument in chosen])
-            if self._site.given_batch is not None:
+            if self._site.fixed.given is not None:
                 self._meet("", self._site.batches()[""])
             if self._site.no_riding is not None:
                 self._site.note("note", "torch.compile", reason=self._site.no_riding)
@@ -157,7 +162,7 @@ class Watch:
             "model": shapes(self._site),
             "instruments": {t.instrument.name: t.state_dict() for t in self._agenda.timers},
             "history": self.history.state_dict(),
-            "batches": self._site.kept_batches(),
+            "batches": self._site.fixed.state_dict(),
             "events": [(e.step, e.kind, e.subject, dict(e.detail)) for e in self.events],
         }
 
@@ -173,12 +178,12 @@ class Watch:
         self._site.events, self._site.readings = [], []  # what attaching noted is in the state
         for timer in self._agenda.timers:
             timer.load_state_dict(state["instruments"][timer.instrument.name])
-        self._site.take_batches(state["batches"])
+        self._site.fixed.load_state_dict(state["batches"])
         self.history.load_state_dict(state["history"])
         self.events[:] = [Event(*event) for event in state["events"]]
         self._agenda.plan(self.step)
         if self._courier is not None:
-            self._courier.resume(self.step)
+            self._courier.resume(self.step, self.history.beginnings())
 
     def close(self) -> None:
         """Let go of the model: no hook, attribute or thread is left. May be called again."""
@@ -221,10 +226,10 @@ class Watch:
             return
         if prefix not in self._met:
             self._met.add(prefix)
-            self._site.see(prefix, batch)
+            self._site.fixed.see(prefix, batch)
             self._guarded(lambda: self._meet(prefix, batch))
         elif torch.is_grad_enabled():
-            self._site.see(prefix, batch)
+            self._site.fixed.see(prefix, batch)
 
     def _meet(self, prefix: str, batch: Batch) -> None:
         self._working = True
@@ -263,8 +268,8 @@ class Watch:
         site, step = self._site, self._site.step
         self._working = True
         try:
-            if site.examples and self._discovery is not None:
-                site.keep_batch()
+            if site.fixed.seen and self._discovery is not None:
+                site.fixed.keep()
                 self._discovery.settle()
             fires = bool(self._agenda.due(step))
             self._agenda.gather(step, site.process_group)
@@ -371,6 +376,7 @@ class Watch:
         site.readings, site.events = [], []
         self.history.add(readings)
         self.events += events
+        shorten(self.events, self.most_events)
         if self._courier is not None:
             self._courier.send(self.step, readings, events)
 

@@ -60,7 +60,7 @@ def plain_class(module: nn.Module) -> type[nn.Module] | None:
     """Return the class that a module had before `fully_shard`; None where it was not sharded."""
     lineage: tuple[type, ...] = type(module).__mro__
     sharded = len(lineage) > 2 and lineage[1].__name__ == "FSDPModule"
-    return lineage[2] if sharded else None
+    return next(iter(lineage[2:]), None) if sharded else None
 
 
 def reshard(model: nn.Module) -> None:

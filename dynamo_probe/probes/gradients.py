@@ -18,7 +18,8 @@ from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.backward import loss_scale, unscaling
 from dynamo_probe.observation.parameters import is_sharded, layer_of, moved_by, to_host
 from dynamo_probe.schedule import Schedule, as_schedule
-from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.site import Site
+from dynamo_probe.source import NotMeasurable
 
 
 @dataclass(frozen=True, slots=True)

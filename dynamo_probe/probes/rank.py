@@ -13,7 +13,8 @@ from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.batch import Batch, as_batch
 from dynamo_probe.observation.recorder import activations
 from dynamo_probe.schedule import Schedule, as_schedule
-from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.site import Site
+from dynamo_probe.source import NotMeasurable
 
 
 class Rank(Probe):

@@ -11,7 +11,8 @@ from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.batch import Batch, as_batch
 from dynamo_probe.observation.parameters import is_sharded
 from dynamo_probe.schedule import Schedule, as_schedule
-from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.site import Site
+from dynamo_probe.source import NotMeasurable
 
 
 class Trainability(Probe):
@@ -116,7 +117,7 @@ class Trainability(Probe):
         """Give the readings of this update."""
         if any(is_sharded(parameter) for _, parameter in site.parameters()):
             raise NotMeasurable("the parameters are sharded over ranks (DTensor)")
-        if site.process_group is not None and self.batch is None and site.given_batch is None:
+        if site.process_group is not None and self.batch is None and site.fixed.given is None:
             raise NotMeasurable(
                 "each rank would fit another batch: give probe_batch=, the same on every rank"
             )

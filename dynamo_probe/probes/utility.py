@@ -16,7 +16,8 @@ from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.parameters import is_sharded, to_host
 from dynamo_probe.observation.statistics import MAGNITUDE
 from dynamo_probe.schedule import Schedule, as_schedule
-from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.site import Site
+from dynamo_probe.source import NotMeasurable
 
 
 class ContinualBackpropUtility(Probe):

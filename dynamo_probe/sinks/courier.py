@@ -7,8 +7,8 @@ import logging
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dynamo_probe.instrument import Event, Reading
 from dynamo_probe.sinks.sink import Sink, settled, settled_event
@@ -29,6 +29,7 @@ class _Update:
 @dataclass(frozen=True, slots=True)
 class _Resume:
     step: int
+    beginnings: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 class _Door:
@@ -44,12 +45,12 @@ class _Door:
         self.trouble: str | None = None
         self._pause = 0
         self._skip = 0
-        self._resume: int | None = None
+        self._resume: _Resume | None = None
 
     def take(self, parcel: _Update | _Resume) -> Exception | None:
         """Hand a parcel over and return why it failed; then pause for 1, 2, 4, ... updates."""
         if isinstance(parcel, _Resume):
-            self._resume = parcel.step
+            self._resume = parcel
             return None
         if self._skip:
             self._skip -= 1
@@ -57,9 +58,12 @@ class _Door:
             return None
         try:
             if self._resume is not None:
+                recall = getattr(self.sink, "recall", None)
+                if recall is not None:
+                    recall(self._resume.beginnings)
                 resume = getattr(self.sink, "resume", None)
                 if resume is not None:
-                    resume(self._resume)
+                    resume(self._resume.step)
                 self._resume = None
             self.sink.write(parcel.step, parcel.readings, parcel.events)
         except Exception as error:
@@ -132,10 +136,16 @@ class Courier:
             readings = tuple(map(settled, readings))
             self._put(_Update(int(step), readings, tuple(map(settled_event, events))))
 
-    def resume(self, step: int) -> None:
-        """Tell the sinks that the run is taken up again after update `step`. Never dropped."""
+    def resume(self, step: int, beginnings: Mapping[int, Sequence[str]] | None = None) -> None:
+        """Tell the sinks that the run is taken up again after update `step`. Never dropped.
+
+        Args:
+            step: the update.
+            beginnings: the scalar tags that were read up to there, by the update at which each was
+                read first.
+        """
         if self._doors and os.getpid() == self._process:
-            self._put(_Resume(int(step)))
+            self._put(_Resume(int(step), dict(beginnings or {})))
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until everything sent so far was handed to the sinks.

@@ -205,6 +205,13 @@ class History:
             ) from error
         self._scalars, self._vectors = scalars, vectors
 
+    def beginnings(self) -> dict[int, list[str]]:
+        """Return the scalar tags by the update of their first reading, in order."""
+        found: dict[int, list[str]] = {}
+        for tag, series in self._scalars.items():
+            found.setdefault(series.steps[0], []).append(tag)
+        return dict(sorted(found.items()))
+
     def __len__(self) -> int:
         """Return the number of readings held."""
         return sum(len(series.steps) for series in self._scalars.values()) + len(self._vectors)

@@ -21,6 +21,8 @@ class Sink(Protocol):
 
     A sink may also have `resume(step: int)`. It is called before the first write when a run is
     taken up again after update `step`: whatever was written for later updates is out of date.
+    A sink that does not write every tag may have `recall(beginnings: dict[int, list[str]])`. It is
+    called before `resume` with the scalar tags by the update of their first reading.
     """
 
     def write(self, step: int, readings: Sequence[Reading], events: Sequence[Event]) -> None:

@@ -9,7 +9,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,12 @@ class TensorBoard:
         self._purge_step: int | None = None
         self._step = 0
         self._closed = False
+
+    def recall(self, beginnings: Mapping[int, Sequence[str]]) -> None:
+        """Write the tags that were written before a resumption, and no others in their place."""
+        for _, tags in sorted(beginnings.items()):
+            self._note_tau(tags)
+            self._tags.admit(tags, self._tau)
 
     def resume(self, step: int) -> None:
         """Hide what this directory holds of updates after `step`. A given writer is left alone."""
@@ -207,14 +213,16 @@ class TensorBoard:
 
     def _note_fractions(self, step: int, scalars: Sequence[tuple[str, float]]) -> None:
         found = [(match, value) for tag, value in scalars if (match := _LAYER.fullmatch(tag))]
-        if not found:
-            return
-        if self._tau is None:
-            self._tau = primary_tau(match["tau"] for match, _ in found)
+        self._note_tau(tag for tag, _ in scalars)
         row = {match["layer"]: value for match, value in found if match["tau"] == self._tau}
         if row:
             self._fractions.add(step, row)
             self._image_due = True
+
+    def _note_tau(self, tags: Iterable[str]) -> None:
+        taus = [match["tau"] for tag in tags if (match := _LAYER.fullmatch(tag))]
+        if self._tau is None and taus:
+            self._tau = primary_tau(taus)
 
     def _heatmap(self) -> Value:
         fractions, layers, updates = self._fractions.matrix()

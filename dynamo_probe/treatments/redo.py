@@ -19,7 +19,8 @@ from dynamo_probe.functional.recycling import Moments, recycle_units
 from dynamo_probe.instrument import Treatment
 from dynamo_probe.observation.statistics import MAGNITUDE
 from dynamo_probe.schedule import Every, Schedule
-from dynamo_probe.site import NotMeasurable, Site
+from dynamo_probe.site import Site
+from dynamo_probe.source import NotMeasurable
 
 Score = Literal["dormancy", "random", "inverted"]
 
@@ -246,7 +247,7 @@ class ReDo(Treatment):
 def _output_change(site: Site) -> Iterator[dict[str, float]]:
     """Measure the largest change of an output on the given probe batch, if there is one."""
     change: dict[str, float] = {}
-    if site.given_batch is None:
+    if site.fixed.given is None:
         yield change
         return
     batch = site.batches()[""]
