@@ -202,6 +202,13 @@ class Agenda:
                 )
             timers[name].stretch = int(stretch)
 
+    def halt(self, reason: str) -> None:
+        """Disable everything: nothing is due any more."""
+        for timer in self.timers:
+            timer.switch_off(reason)
+            timer.due = None
+        self.wake = self.before = float("inf")
+
     def plan(self, step: int) -> None:
         """Set the next updates at which anything has to be done."""
         times: list[float] = [1] if step == 0 else []

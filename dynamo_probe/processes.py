@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from dynamo_probe.anatomy.shards import is_sharded
+from dynamo_probe.anatomy.shards import is_sharded, plain_class
 
 
 def group_of(wrapper: nn.Module, model: nn.Module, given: Any) -> Any:
@@ -23,15 +23,16 @@ def group_of(wrapper: nn.Module, model: nn.Module, given: Any) -> Any:
         A process group, or None for this process alone.
 
     Raises:
-        ValueError: when the parameters are laid out over more than one mesh dimension, as in tensor
-            parallelism, or split over the stages of a pipeline.
+        ValueError: when the parameters are spread by tensor parallelism or over more than one mesh
+            dimension, or the model is a stage of a pipeline.
     """
     meshes: set[Any] = {p.device_mesh for p in _sharded(model)}
-    if any(mesh.ndim > 1 for mesh in meshes) or len(meshes) > 1:
+    by_fully_shard = any(plain_class(module) is not None for module in model.modules())
+    if any(mesh.ndim > 1 for mesh in meshes) or len(meshes) > 1 or (meshes and not by_fully_shard):
         raise ValueError(
-            "the parameters are spread over more than one mesh dimension (tensor parallelism or "
-            "hybrid sharding): a unit's statistics are not whole on any rank. Watch a run with "
-            "data parallelism alone (DistributedDataParallel, or fully_shard over one dimension)"
+            "the parameters are spread over ranks by tensor parallelism or hybrid sharding: a "
+            "unit's statistics are not whole on any rank. Watch a run with data parallelism alone "
+            "(DistributedDataParallel, or fully_shard over one dimension)"
         )
     if any(type(module).__name__ == "PipelineStage" for module in model.modules()):
         raise ValueError("the model is a stage of a pipeline: watch a run without pipelining")

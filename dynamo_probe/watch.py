@@ -359,8 +359,7 @@ class Watch:
         except Exception as error:
             if self._on_error == "raise":
                 raise
-            for timer in self._agenda.timers:
-                timer.off = timer.off or f"{type(error).__name__}: {error}"
+            self._agenda.halt(f"{type(error).__name__}: {error}")
             logger.debug("the watch failed", exc_info=True)
             self._site.note("disabled", "the watch", reason=f"{type(error).__name__}: {error}")
             self._warn(

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 import dynamo_probe as dp
 from dynamo_probe.anatomy.shards import whole
+from dynamo_probe.functional import dormancy_scores
 from tests.distributed import RANKS, on_two_ranks
 from tests.models import GPT, mlp, plant_dead
 
@@ -41,17 +54,32 @@ def batches(kind: str) -> list[Tensor]:
     return [torch.randn(16, 6, generator=generator) for _ in range(UPDATES)]
 
 
-def instruments(kind: str) -> list[dp.Instrument]:
+def instruments(kind: str, wrapper: str) -> list[dp.Instrument]:
     treatment = [dp.ReDo(tau=0.0, every=3, updates=2)] if kind == "mlp" else []
+    # Of sharded parameters these give a reason in place of a figure.
+    further = [
+        dp.Gradients(every=2, before_clipping=False),
+        dp.Updates(every=2),
+        dp.Saturation(every=2),
+        dp.ContinualBackpropUtility(every=2),
+    ]
+    further = further if wrapper == "ddp" else []
     return [
         dp.Dormancy(every=2, updates=2, companions=True),
         dp.Dormancy(every=3, on="probe"),
         dp.Rank(every=3),
+        *further,
         *treatment,
     ]
 
 
-def run(kind: str, model: nn.Module, share: Callable[[Tensor], Tensor], log_dir: Path | None):
+def run(
+    kind: str,
+    wrapper: str,
+    model: nn.Module,
+    share: Callable[[Tensor], Tensor],
+    log_dir: Path | None,
+):
     """Train on this rank's share of each batch; SGD, so that the mean loss is all that counts."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     optimizer = torch.optim.SGD(inner.parameters(), 0.05, momentum=0.9)
@@ -59,7 +87,7 @@ def run(kind: str, model: nn.Module, share: Callable[[Tensor], Tensor], log_dir:
     with dp.watch(
         model,
         optimizer,
-        instruments(kind),
+        instruments(kind, wrapper),
         probe_batch=probe_batch,
         log_dir=log_dir,
         on_error="raise",
@@ -99,30 +127,38 @@ def sharded(model: nn.Module) -> nn.Module:
 def on_a_rank(rank: int, kind: str, wrapper: str, folder: Path) -> Any:
     model = make(kind)
     model = DistributedDataParallel(model) if wrapper == "ddp" else sharded(model)
-    return run(kind, model, lambda batch: batch.chunk(RANKS)[rank], folder / str(rank))
+    return run(kind, wrapper, model, lambda batch: batch.chunk(RANKS)[rank], folder / str(rank))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> tuple[list[dict[Any, Any]], Path]:
+    """Everything that two ranks are needed for, done once: results by rank, and the log folder."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return on_two_ranks(all_on_a_rank, folder), folder
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", ["mlp", "gpt"])
-def test_two_ranks_on_halves_equal_one_rank_on_the_whole(
-    kind: str, wrapper: str, tmp_path: Path
-) -> None:
-    ranks = on_two_ranks(on_a_rank, kind, wrapper, tmp_path)
-    readings, recycled, weights = run(kind, make(kind), lambda batch: batch, None)
+def test_two_ranks_on_halves_equal_one_rank_on_the_whole(ranks, kind: str, wrapper: str) -> None:
+    results, folder = ranks
+    found = [result[kind, wrapper] for result in results]
+    readings, recycled, weights = run(kind, wrapper, make(kind), lambda batch: batch, None)
     assert kind == "gpt" or recycled
-    for rank_readings, rank_recycled, rank_weights in ranks:
+    for rank_readings, rank_recycled, rank_weights in found:
         assert rank_recycled == recycled
         assert rank_readings.keys() == readings.keys()
         for tag, (steps, values, samples) in readings.items():
+            if tag.endswith("zero_fraction"):
+                continue  # an exact zero of a sum is a rounding error of the sum of its halves
             assert rank_readings[tag][0] == steps, tag
             assert rank_readings[tag][2] == samples, tag
             assert torch.allclose(rank_readings[tag][1], values, rtol=1e-4, atol=1e-6), tag
         for ours, expected in zip(rank_weights, weights, strict=True):
             assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-6)
     # Recycling draws the same weights everywhere: the ranks agree to the bit.
-    assert all(torch.equal(a, b) for a, b in zip(ranks[0][2], ranks[1][2], strict=True))
-    assert list((tmp_path / "0").glob("events*"))
-    assert not (tmp_path / "1").exists(), "only the first rank writes"
+    assert all(torch.equal(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
+    assert list((folder / "0").glob("events*"))
+    assert not (folder / "1").exists(), "only the first rank writes"
 
 
 def count_reductions(rank: int) -> list[int]:
@@ -152,8 +188,8 @@ def count_reductions(rank: int) -> list[int]:
     return found
 
 
-def test_one_sum_and_one_max_for_each_logged_update_and_none_on_others() -> None:
-    assert on_two_ranks(count_reductions) == [[2, 0, 2, 0, 0, 2]] * 2
+def test_one_sum_and_one_max_for_each_logged_update_and_none_on_others(ranks) -> None:
+    assert [result["reductions"] for result in ranks[0]] == [[2, 0, 2, 0, 0, 2]] * 2
 
 
 def on_a_failing_rank(rank: int) -> tuple[list[str], int]:
@@ -179,7 +215,103 @@ def on_a_failing_rank(rank: int) -> tuple[list[str], int]:
     return [e.kind for e in watch.events], len(watch.history.series("dormancy/tau=0.1")[0])
 
 
-def test_a_probe_that_fails_on_one_rank_does_not_leave_the_other_waiting() -> None:
-    first, second = on_two_ranks(on_a_failing_rank)
+def all_on_a_rank(rank: int, folder: Path) -> dict[Any, Any]:
+    """Do everything for which the ranks are started."""
+    pairs = [(kind, wrapper) for kind in ("mlp", "gpt") for wrapper in ("ddp", "fsdp")]
+    found: dict[Any, Any] = {pair: on_a_rank(rank, *pair, folder) for pair in pairs}
+    return found | {"reductions": count_reductions(rank), "failing": on_a_failing_rank(rank)}
+
+
+def test_a_probe_that_fails_on_one_rank_does_not_leave_the_other_waiting(ranks) -> None:
+    first, second = (result["failing"] for result in ranks[0])
     assert first == ([], UPDATES)
     assert second == (["disabled"], UPDATES)
+
+
+SCRIPT = """
+import json, sys, torch, torch.distributed as dist
+import dynamo_probe as dp
+from tests.models import mlp
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.parallel.DistributedDataParallel(mlp(6, 15, 2))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+batch = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+with dp.watch(model, optimizer, dp.Dormancy(every=1), on_error="raise") as watch:
+    model(batch.chunk(2)[dist.get_rank()]).square().mean().backward()
+    optimizer.step()
+scores = watch.history.latest("dormancy/scores/0").tolist()
+with open(f"{sys.argv[1]}/rank{dist.get_rank()}", "w") as file:
+    json.dump([watch.history.samples("dormancy/tau=0.1"), scores], file)
+dist.destroy_process_group()
+"""
+
+
+def test_the_same_under_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    torch.manual_seed(0)
+    net = mlp(6, 15, 2)
+    batch = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+    expected = dormancy_scores(net, batch)["0"]
+    for rank in range(RANKS):
+        samples, scores = json.loads((tmp_path / f"rank{rank}").read_text())
+        assert samples == 16
+        assert torch.allclose(torch.tensor(scores), expected.float(), rtol=1e-5)
+
+
+def goes_on_alone(rank: int, folder: str) -> None:
+    """Two ranks that only our reductions connect; the second one dies in the middle."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", RANKS)
+    limit = timedelta(seconds=10)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=limit)
+    model = make("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    group = dist.group.WORLD
+    with dp.watch(model, optimizer, dp.Dormancy(every=1), process_group=group) as watch:
+        for update, batch in enumerate(batches("mlp")):
+            if rank == 1 and update == 3:
+                os._exit(0)
+            model(batch).square().mean().backward()
+            optimizer.step()
+    kinds = [e.kind for e in watch.events]
+    torch.save((kinds, watch.step, len(watch.history.series("dormancy/dead")[0])), f"{folder}/0")
+    os._exit(0)  # without a farewell to the rank that is gone
+
+
+def test_a_rank_that_dies_does_not_take_the_others_training_with_it(tmp_path: Path) -> None:
+    context = mp.get_context("spawn")
+    ranks = [context.Process(target=goes_on_alone, args=(r, str(tmp_path))) for r in range(RANKS)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(90)
+        assert process.exitcode == 0
+    kinds, step, readings = torch.load(tmp_path / "0")
+    assert (kinds, step, readings) == (["disabled"], UPDATES, 3)
+
+
+def test_tensor_parallelism_is_refused_at_attach(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = mlp(6, 8, 2)
+        mesh = init_device_mesh("cpu", (1,))
+        parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with pytest.raises(ValueError, match="data parallelism alone"):
+            dp.watch(model, optimizer, dp.Dormancy())
+    finally:
+        dist.destroy_process_group()

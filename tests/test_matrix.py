@@ -142,9 +142,22 @@ def plainest() -> dict[str, dict[str, Tensor]]:
     }
 
 
+def both_wrappers(rank: int) -> dict[str, list[dict[str, Any]]]:
+    return {wrapper: cells_of(rank, wrapper) for wrapper in ("DDP-2", "FSDP2-2")}
+
+
+@pytest.fixture(scope="module")
+def on_ranks() -> list[dict[str, list[dict[str, Any]]]]:
+    """The cells of both wrappers, from two ranks that are started once."""
+    return on_two_ranks(both_wrappers)
+
+
 @pytest.mark.parametrize("wrapper", ["plain", "DDP-2", "FSDP2-2"])
-def test_the_matrix(wrapper: str, plainest: dict[str, dict[str, Tensor]]) -> None:
-    ranks = [cells_of(0, wrapper)] if wrapper == "plain" else on_two_ranks(cells_of, wrapper)
+def test_the_matrix(wrapper: str, plainest: dict[str, dict[str, Tensor]], request) -> None:
+    if wrapper == "plain":
+        ranks = [cells_of(0, wrapper)]
+    else:
+        ranks = [found[wrapper] for found in request.getfixturevalue("on_ranks")]
     wrong = []
     for number, cell in enumerate(CELLS):
         way, precision, _, kind = cell

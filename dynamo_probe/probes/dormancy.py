@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dynamo_probe.functional.dormancy import check_tau, dormant_counts, normalised_scores
+from dynamo_probe.functional.dormancy import check_tau, dormant_units, normalised_scores
 from dynamo_probe.functional.overlap import overlap_coefficient
 from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.batch import Batch, as_batch
@@ -93,7 +94,7 @@ class Dormancy(Probe):
         """Give the readings of this update."""
         sums = self.source.read()
         scores = {name: normalised_scores(one.mean_magnitude()) for name, one in sums.items()}
-        counts = {name: dormant_counts(layer, self.taus) for name, layer in scores.items()}
+        counts = self._counts(scores)
         samples = min(one.samples for one in sums.values())
         finite = sum(count[1] for count in counts.values())
         self._report_nonfinite(site, {n: len(scores[n]) - counts[n][1] for n in counts})
@@ -104,6 +105,18 @@ class Dormancy(Probe):
         for name, layer in scores.items():
             site.emit(f"{self.name}/scores/{name}", layer.numpy(), sums[name].samples)
         site.emit(f"{self.name}/samples", float(samples))
+
+    def _counts(self, scores: Mapping[str, Tensor]) -> dict[str, tuple[list[int], int]]:
+        """Return each layer's dormant units by threshold, and its units with a finite score."""
+        # One pass over all layers: on small layers the calls cost more than the arithmetic.
+        pooled = torch.cat(list(scores.values()))
+        flags = [pooled.isfinite(), *(dormant_units(pooled, tau) for tau in self.taus)]
+        starts = np.cumsum([0, *(len(layer) for layer in scores.values())])[:-1]
+        counts = np.add.reduceat(torch.stack(flags).numpy(), starts, axis=1, dtype=np.int64)
+        return {
+            name: (dormant, finite)
+            for name, (finite, *dormant) in zip(scores, counts.T.tolist(), strict=True)
+        }
 
     def _report_fractions(
         self,
@@ -134,7 +147,7 @@ class Dormancy(Probe):
     def _report_companions(
         self, site: Site, sums: Mapping[str, UnitSums], samples: int, finite: int
     ) -> None:
-        dead = sum(int((one.values["magnitude"] == 0).sum()) for one in sums.values())
+        dead = int((torch.cat([one.values["magnitude"] for one in sums.values()]) == 0).sum())
         site.emit(f"{self.name}/dead", dead / finite, samples)
         if not self.companions:
             return

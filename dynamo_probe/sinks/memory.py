@@ -23,17 +23,14 @@ _NO_COUNT = -1  # stands for samples=None in an integer array
 class _Series:
     """The points of one scalar tag, 24 bytes each."""
 
-    __slots__ = ("samples", "steps", "thinning", "values")
+    __slots__ = ("columns", "samples", "steps", "thinning", "values")
 
     def __init__(self, capacity: int) -> None:
         self.steps = array("q")
         self.values = array("d")
         self.samples = array("q")
+        self.columns = (self.steps, self.values, self.samples)
         self.thinning = Thinning(capacity)
-
-    @property
-    def columns(self) -> tuple[array[int], array[float], array[int]]:
-        return self.steps, self.values, self.samples
 
 
 class History:
@@ -71,7 +68,9 @@ class History:
             TypeError: when a value is neither a real number nor a real array.
             ValueError: when a tag held one figure and now holds one per unit, or the reverse.
         """
-        for reading in map(settled, readings):
+        for reading in readings:
+            if type(reading.value) is not float:  # a plain float has nothing to be copied
+                reading = settled(reading)
             tag, value = reading.tag, reading.value
             if tag in (self._scalars if isinstance(value, np.ndarray) else self._vectors):
                 raise ValueError(
@@ -83,8 +82,8 @@ class History:
             series = self._scalars.get(tag)
             if series is None:
                 series = self._scalars[tag] = _Series(self._capacity)
-            samples = _NO_COUNT if reading.samples is None else reading.samples
-            series.thinning.append(series.columns, (reading.step, value, samples))
+            samples = _NO_COUNT if reading.samples is None else int(reading.samples)
+            series.thinning.append(series.columns, (int(reading.step), value, samples))
 
     def tags(self) -> list[str]:
         """Return every tag that has been read, sorted."""
