@@ -16,10 +16,11 @@ from torch.utils.hooks import RemovableHandle
 from dynamo_probe.agenda import Agenda, Timer
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.budget import Budget
+from dynamo_probe.conductor import Conductor
 from dynamo_probe.discovery import Discovery, already_ran_compiled, compiled_wrapper, is_compiled
 from dynamo_probe.doctor import Report, examine
 from dynamo_probe.events import shorten
-from dynamo_probe.instrument import Event, Instrument, Treatment
+from dynamo_probe.instrument import Event, Instrument
 from dynamo_probe.observation.batch import Batch, as_batch
 from dynamo_probe.processes import group_of, writes
 from dynamo_probe.requirements import check_instruments, check_model, check_optimizers
@@ -28,7 +29,6 @@ from dynamo_probe.sinks.courier import Courier
 from dynamo_probe.sinks.given import as_sinks
 from dynamo_probe.sinks.memory import History
 from dynamo_probe.site import Site
-from dynamo_probe.source import NotMeasurable
 from dynamo_probe.warning import DynamoProbeWarning as DynamoProbeWarning
 from dynamo_probe.warning import warn
 
@@ -70,7 +70,6 @@ class Watch:
         self.history = History()
         self.events: list[Event] = []
         self._on_error = on_error
-        self._attached = False
         self._closed = False
         self._working = False
         self._met: set[str] = set()
@@ -92,6 +91,7 @@ class Watch:
         self._courier = Courier(found, self._sink_trouble) if found else None
         try:
             self._agenda = Agenda([self._made(instrument) for instrument in chosen])
+            self._conductor = Conductor(self._site, self._agenda, self._warn)
             if self._site.fixed.given is not None:
                 self._meet("", self._site.batches()[""])
             if self._site.no_riding is not None:
@@ -101,7 +101,7 @@ class Watch:
             self._agenda.pin(budget if isinstance(budget, Mapping) else {})
             self._agenda.arm(0)
             self._hook(optimizers[0])
-            self._attached = True
+            self._conductor.strict = on_error == "raise"
         except BaseException:
             self.close()
             raise
@@ -237,7 +237,7 @@ class Watch:
             self._site.meet(prefix, batch)
             for timer in self._agenda.timers:
                 if timer.off is None:
-                    self._run(timer, timer.instrument.begin)
+                    self._conductor.run(timer, timer.instrument.begin)
         finally:
             self._working = False
 
@@ -250,7 +250,7 @@ class Watch:
     def _look(self, optimizer: Optimizer, closure: bool) -> None:
         for timer in self._agenda.due_before(self._site.step + 1):
             for action in timer.before:
-                self._run(timer, lambda site, action=action: action(optimizer, closure))
+                self._conductor.run(timer, lambda site, action=action: action(optimizer, closure))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count an update; this is all that most updates cost."""
@@ -273,84 +273,13 @@ class Watch:
                 self._discovery.settle()
             fires = bool(self._agenda.due(step))
             self._agenda.gather(step, site.process_group)
-            self._fire_due(step)
+            self._conductor.fire_due(step)
             self._agenda.arm(step)
             if self._budget is not None:
-                self._keep_budget(self._budget, fires)
+                self._conductor.keep_budget(self._budget, fires)
         finally:
             self._working = False
         self._deliver()
-
-    def _fire_due(self, step: int) -> None:
-        """Fire what is due; what follows the readings looks at them before anything acts."""
-        followed, heard = False, 0
-        for timer in self._agenda.take_due(step):
-            if timer.follows:
-                continue
-            if isinstance(timer.instrument, Treatment) and not followed:
-                followed, heard = True, self._follow(0)
-            self._fire(timer)
-        if not followed or len(self._site.readings) > heard:
-            self._follow(heard)
-
-    def _follow(self, heard: int) -> int:
-        """Fire what follows the readings, and return how many it has seen then."""
-        site = self._site
-        site.fresh = site.readings[heard:]
-        for timer in self._agenda.timers:
-            wanted = bool(site.fresh) or timer.passed == site.step
-            if timer.follows and wanted and timer.off is None:
-                self._fire(timer)
-        return len(site.readings)
-
-    def _keep_budget(self, budget: Budget, fired: bool) -> None:
-        """Fire the riding probes less often where they cost too much, on all ranks alike."""
-        budget.work_ends(fired)
-        spent = budget.spent() if fired else None
-        if spent is None:
-            return
-        budget.restart()
-        # No rank decides by its own clock: that would put the ranks out of step.
-        spent = self._site.largest_over_ranks(spent)
-        factor = budget.stretch(spent)
-        if factor > 1:
-            chosen = self._agenda.stretch(self.step, factor)
-            self._agenda.arm(self.step)
-            self._site.note(
-                "note", "budget", spent=round(spent, 4), allowed=budget.share, stretch=chosen
-            )
-
-    def _fire(self, timer: Timer) -> None:
-        instrument = timer.instrument
-        if isinstance(instrument, Treatment) and not instrument.enabled:
-            return
-        done = self._run(timer, instrument.fire)
-        if done:
-            timer.fired += 1
-            timer.last = self.step
-
-    def _run(self, timer: Timer, action: Callable[[Site], None]) -> bool:
-        """Run a part of an instrument; a failure disables it and goes no further."""
-        name = timer.instrument.name
-        try:
-            action(self._site)
-        except NotMeasurable as reason:
-            if str(reason) not in timer.told:
-                timer.told.add(str(reason))
-                self._site.note("skipped", name, reason=str(reason))
-            return False
-        except Exception as error:
-            if self._on_error == "raise" or not self._attached:
-                raise
-            timer.switch_off(f"{type(error).__name__}: {error}")
-            logger.debug("%s failed", name, exc_info=True)
-            self._site.note("disabled", name, reason=timer.off)
-            self._warn(
-                f"{name} failed at update {self.step} and is disabled, training goes on. "
-                f"{timer.off}"
-            )
-            return False
-        return True
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Keep a failure of the watch itself away from the training."""
