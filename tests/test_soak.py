@@ -42,7 +42,7 @@ def flat(steps: int = 100) -> list[Sample]:
     """Return a run that grows in its first half only."""
     return [
         Sample(1000 * n, 300_000_000 + 4096 * min(n, steps // 2), 5, 3, 1, 1, 1)
-        for n in range(steps)
+        for n in range(1, steps + 1)
     ]
 
 
