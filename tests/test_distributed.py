@@ -54,16 +54,14 @@ def batches(kind: str) -> list[Tensor]:
     return [torch.randn(16, 6, generator=generator) for _ in range(UPDATES)]
 
 
-def instruments(kind: str, wrapper: str) -> list[dp.Instrument]:
+def instruments(kind: str) -> list[dp.Instrument]:
     treatment = [dp.ReDo(tau=0.0, every=3, updates=2)] if kind == "mlp" else []
-    # Of sharded parameters these give a reason in place of a figure.
     further = [
         dp.Gradients(every=2, before_clipping=False),
         dp.Updates(every=2),
         dp.Saturation(every=2),
         dp.ContinualBackpropUtility(every=2),
     ]
-    further = further if wrapper == "ddp" else []
     return [
         dp.Dormancy(every=2, updates=2, companions=True),
         dp.Dormancy(every=3, on="probe"),
@@ -75,7 +73,6 @@ def instruments(kind: str, wrapper: str) -> list[dp.Instrument]:
 
 def run(
     kind: str,
-    wrapper: str,
     model: nn.Module,
     share: Callable[[Tensor], Tensor],
     log_dir: Path | None,
@@ -87,7 +84,7 @@ def run(
     with dp.watch(
         model,
         optimizer,
-        instruments(kind, wrapper),
+        instruments(kind),
         probe_batch=probe_batch,
         log_dir=log_dir,
         on_error="raise",
@@ -127,7 +124,7 @@ def sharded(model: nn.Module) -> nn.Module:
 def on_a_rank(rank: int, kind: str, wrapper: str, folder: Path) -> Any:
     model = make(kind)
     model = DistributedDataParallel(model) if wrapper == "ddp" else sharded(model)
-    return run(kind, wrapper, model, lambda batch: batch.chunk(RANKS)[rank], folder / str(rank))
+    return run(kind, model, lambda batch: batch.chunk(RANKS)[rank], folder / str(rank))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +139,7 @@ def ranks(tmp_path_factory) -> tuple[list[dict[Any, Any]], Path]:
 def test_two_ranks_on_halves_equal_one_rank_on_the_whole(ranks, kind: str, wrapper: str) -> None:
     results, folder = ranks
     found = [result[kind, wrapper] for result in results]
-    readings, recycled, weights = run(kind, wrapper, make(kind), lambda batch: batch, None)
+    readings, recycled, weights = run(kind, make(kind), lambda batch: batch, None)
     assert kind == "gpt" or recycled
     for rank_readings, rank_recycled, rank_weights in found:
         assert rank_recycled == recycled

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dynamo_probe.anatomy.shards import whole
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.wiring import Entries, Wiring, wire
 from dynamo_probe.functional.dormancy import find_hidden
@@ -77,7 +78,7 @@ def outgoing_magnitude(wiring: Wiring, reduce: Reduce = "sum") -> Tensor:
 
 def line_magnitudes(entries: Entries) -> Tensor:
     """Return the sum of |w| of each slice of a weight along the dimension of its entries."""
-    weight = entries.tensor.detach()
+    weight = whole(entries.tensor.detach())
     others = [dim for dim in range(weight.dim()) if dim != entries.dim]
     half = weight.dtype in (torch.float16, torch.bfloat16)
     return weight.abs().sum(others, dtype=torch.float32 if half else None)

@@ -28,11 +28,6 @@ def layer_of(parameter: str) -> str:
     return parameter.rpartition(".")[0] or "(model)"
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is this rank's part of a whole (a `DTensor`)."""
-    return hasattr(tensor, "to_local")
-
-
 def to_host(figures: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     """Copy figures that lie on devices to the host in float64, in one copy a device.
 

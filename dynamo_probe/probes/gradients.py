@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, Rprop
 
 from dynamo_probe.anatomy import kinds
+from dynamo_probe.anatomy.shards import whole
 from dynamo_probe.functional.dormancy import check_tau, dormant_counts, normalised_scores
 from dynamo_probe.functional.gradients import count_zeros, mean_by_unit, norms, total_norm
 from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.backward import loss_scale, unscaling
-from dynamo_probe.observation.parameters import is_sharded, layer_of, moved_by, to_host
+from dynamo_probe.observation.parameters import layer_of, moved_by, to_host
 from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable
@@ -123,13 +124,13 @@ class Gradients(Probe):
     def _measure(self, site: Site, optimizer: Optimizer, made_at: int) -> None:
         moved = moved_by(optimizer, site.model)
         held = {name: p for name, p in moved.items() if p.grad is not None}
-        if any(is_sharded(parameter) for parameter in held.values()):
-            raise NotMeasurable("the parameters are sharded over ranks (DTensor)")
         rows = self._rows_of(site, {id(parameter) for parameter in held.values()})
-        gradients = [parameter.grad for parameter in held.values() if parameter.grad is not None]
+        # Of sharded parameters each rank holds a part; the figures are of the whole.
+        gradients = [whole(p.grad) for p in held.values() if p.grad is not None]
+        weights = [whole(parameter.detach()) for parameter in held.values()]
         device: dict[tuple[str, str], Tensor] = {("rows", name): row for name, row in rows.items()}
         for name, gradient, norm, weight in zip(
-            held, gradients, norms(gradients), norms(list(held.values())), strict=True
+            held, gradients, norms(gradients), norms(weights), strict=True
         ):
             device["norm", name] = norm / unscaling(optimizer)
             device["weight", name] = weight
@@ -162,7 +163,7 @@ class Gradients(Probe):
                 continue
             weight = module.get_parameter("weight")
             if id(weight) in ours and weight.grad is not None:
-                rows[name] = mean_by_unit(weight.grad, dim)
+                rows[name] = mean_by_unit(whole(weight.grad), dim)
         return rows
 
     def fire(self, site: Site) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from dynamo_probe.anatomy.shards import is_sharded
 from dynamo_probe.functional.fresh import fresh_copy, record_distributions
 from dynamo_probe.functional.initial import Initial
 from dynamo_probe.functional.trainability import Targets, area, check_fit, trainability
 from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.batch import Batch, as_batch
-from dynamo_probe.observation.parameters import is_sharded
 from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from dynamo_probe.anatomy.shards import whole
 from dynamo_probe.functional.gradients import norms, total_norm
 from dynamo_probe.functional.updates import change_norms
 from dynamo_probe.instrument import Probe
-from dynamo_probe.observation.parameters import is_sharded, layer_of, moved_by, to_host
+from dynamo_probe.observation.parameters import layer_of, moved_by, to_host
 from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable
@@ -66,12 +67,10 @@ class Updates(Probe):
             self._skip(site, "distance", reason)
         else:
             held = {n for o in site.optimizers for n in moved_by(o, site.model)}
-            self._initial = {name: parameters[name].detach().clone() for name in held}
+            self._initial = {name: parameters[name].detach().clone() for name in sorted(held)}
 
     def _before_step(self, site: Site, optimizer: Optimizer, closure: bool) -> None:
         moved = moved_by(optimizer, site.model)
-        if any(is_sharded(parameter) for parameter in moved.values()):
-            raise NotMeasurable("the parameters are sharded over ranks (DTensor)")
         for name, parameter in moved.items():
             self._before[name] = parameter.detach().clone()
 
@@ -101,8 +100,9 @@ class Updates(Probe):
         self, site: Site, now: Mapping[str, Tensor], before: Mapping[str, Tensor]
     ) -> dict[tuple[str, str], float]:
         """Return {(figure, parameter): value}."""
-        weights = list(now.values())
-        earlier = [before[name].to(weight.device) for name, weight in now.items()]
+        # Of sharded weights each rank holds a part; the figures are of the whole.
+        weights = [whole(weight) for weight in now.values()]
+        earlier = [whole(before[n]).to(w.device) for n, w in zip(now, weights, strict=True)]
         figures = {
             "norm": norms(weights),
             "magnitude": norms(weights, 1),
@@ -110,7 +110,8 @@ class Updates(Probe):
             "moved": change_norms(weights, earlier),
         }
         if self._initial.keys() >= now.keys():
-            initial = [self._initial[name].to(weight.device) for name, weight in now.items()]
+            kept = [whole(self._initial[name]) for name in now]
+            initial = [k.to(w.device) for k, w in zip(kept, weights, strict=True)]
             figures |= {"initial": norms(initial), "away": change_norms(weights, initial)}
         elif self.distance:
             self._skip(site, "distance", "a parameter came to the optimizer after dp.watch")
@@ -132,7 +133,7 @@ class Updates(Probe):
         """Return the initial weights, and those before steps since the last update."""
         copies = {"initial": self._initial, "before": self._before}
         state: dict[str, Any] = {
-            key: {name: copy.to("cpu", copy=True) for name, copy in kept.items()}
+            key: {name: whole(copy).to("cpu", copy=True) for name, copy in kept.items()}
             for key, kept in copies.items()
         }
         return state | {"told": sorted(self._told)}

@@ -13,7 +13,7 @@ from dynamo_probe.anatomy.wiring import Wiring
 from dynamo_probe.functional.dormancy import normalised_scores
 from dynamo_probe.functional.utility import Reduce, from_lines, line_magnitudes
 from dynamo_probe.instrument import Probe
-from dynamo_probe.observation.parameters import is_sharded, to_host
+from dynamo_probe.observation.parameters import to_host
 from dynamo_probe.observation.statistics import MAGNITUDE
 from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
@@ -112,8 +112,6 @@ class ContinualBackpropUtility(Probe):
             site.emit(f"{self.name}/values/{name}", utilities[name].numpy(), samples[name])
 
     def _outgoing(self, wirings: Mapping[str, Wiring]) -> dict[str, Tensor]:
-        if any(is_sharded(e.tensor) for wiring in wirings.values() for e in wiring.outgoing):
-            raise NotMeasurable("the parameters are sharded over ranks (DTensor)")
         lines = to_host(
             {
                 (name, place): line_magnitudes(entries)
