@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models import GPT, mlp
+from tests.models import GPT, Block, mlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,14 @@ class Workload:
     forward_backward: Callable[[], None]
 
 
-def _workload(model: nn.Module, inputs: Tensor, loss: Callable[[Tensor], Tensor]) -> Workload:
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+def from_model(
+    model: nn.Module,
+    inputs: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Workload:
+    """Return a workload that minimises a loss of the outputs, with Adam unless told otherwise."""
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), 1e-4)
 
     def forward_backward() -> None:
         loss(model(inputs)).backward()
@@ -41,7 +47,7 @@ def mlp_6x1024() -> Workload:
     """Six linear layers of 1024 units, batch 128."""
     torch.manual_seed(0)
     x, y = torch.randn(128, 1024), torch.randint(10, (128,))
-    return _workload(mlp(1024, *[1024] * 5, 10), x, lambda out: F.cross_entropy(out, y))
+    return from_model(mlp(1024, *[1024] * 5, 10), x, lambda out: F.cross_entropy(out, y))
 
 
 class ConvNet4(nn.Module):
@@ -62,15 +68,37 @@ class ConvNet4(nn.Module):
 def cnn_4() -> Workload:
     torch.manual_seed(0)
     x, y = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
-    return _workload(ConvNet4(), x, lambda out: F.cross_entropy(out, y))
+    return from_model(ConvNet4(), x, lambda out: F.cross_entropy(out, y))
 
 
-def gpt_4() -> Workload:
-    """Four blocks of width 192, 64 tokens, batch 8."""
+class ModuleBlock(Block):
+    """The block with its GELU as a module, which hooks on modules can see."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, gated=False)
+        self.heads = heads
+        self.activation = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        heads = self.qkv(self.norm1(x)).view(batch, length, 3 * self.heads, width // self.heads)
+        q, k, v = heads.chunk(3, 2)
+        attended = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+        )
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(self.activation(self.up(self.norm2(x))))
+
+
+def gpt_4(block: Callable[[], nn.Module] | None = None) -> Workload:
+    """Four blocks of width 192, 64 tokens, batch 8; `block` makes another kind of block."""
     torch.manual_seed(0)
     tokens = torch.randint(1000, (8, 65))
-    return _workload(
-        GPT(width=192, depth=4, vocabulary=1000),
+    model = GPT(width=192, depth=4, vocabulary=1000)
+    if block is not None:
+        model.blocks = nn.ModuleList(block() for _ in model.blocks)
+    return from_model(
+        model,
         tokens[:, :-1],
         lambda out: F.cross_entropy(out.flatten(0, 1), tokens[:, 1:].flatten()),
     )

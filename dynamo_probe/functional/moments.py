@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -140,8 +141,26 @@ def _several(value: Any) -> bool:
 
 def _mean_over_units(state: Tensor, dim: int, live: Tensor, count: int) -> Tensor:
     """Average the slices of the live units; return the k mean slices, `count` times over."""
-    slices = whole(state).index_select(dim, live.flatten().to(state.device))
-    mean = slices.unflatten(dim, tuple(live.shape)).mean(dim, keepdim=True)
+    state = whole(state)
+    mean = _weighted_mean(state, dim, live) if live.shape[1] == 1 and state.dim() == 2 else None
+    if mean is None:
+        slices = state.index_select(dim, live.flatten().to(state.device))
+        mean = slices.unflatten(dim, tuple(live.shape)).mean(dim, keepdim=True)
     repeats = [1] * mean.dim()
     repeats[dim] = count
     return mean.repeat(repeats).flatten(dim, dim + 1)
+
+
+def _weighted_mean(state: Tensor, dim: int, live: Tensor) -> Tensor | None:
+    """Average slices of a matrix in one read of it, without copying them out.
+
+    Returns:
+        The mean with `live`'s two axes in place of `dim`; None where a slice that is left out is
+        not finite, which a weight of 0 does not keep out.
+    """
+    weights = torch.zeros(state.shape[dim], dtype=state.dtype, device=state.device)
+    weights[live.flatten().to(state.device)] = 1 / len(live)
+    mean = torch.mv(state.T if dim == 0 else state, weights)
+    if not bool(mean.isfinite().all()):
+        return None
+    return mean.unsqueeze(dim).unsqueeze(dim)
