@@ -19,8 +19,10 @@ from tests.training import everything, identical, seeded, train
 
 @pytest.fixture(autouse=True)
 def only_this_tests_objects() -> Iterator[None]:
-    gc.collect()  # optimizers of other tests that still lie about would be found too
+    gc.collect()
+    gc.freeze()  # optimizers of other tests that are still alive would be found too
     yield
+    gc.unfreeze()
     assert not torch_module._global_forward_pre_hooks
     assert not torch_module._global_module_registration_hooks
     assert not torch_optimizer._global_optimizer_pre_hooks
