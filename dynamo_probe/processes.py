@@ -24,7 +24,7 @@ def group_of(wrapper: nn.Module, model: nn.Module, given: Any) -> Any:
 
     Raises:
         ValueError: when the parameters are spread by tensor parallelism or over more than one mesh
-            dimension, or the model is a stage of a pipeline.
+            dimension.
     """
     meshes: set[Any] = {p.device_mesh for p in _sharded(model)}
     by_fully_shard = any(plain_class(module) is not None for module in model.modules())
@@ -34,8 +34,6 @@ def group_of(wrapper: nn.Module, model: nn.Module, given: Any) -> Any:
             "unit's statistics are not whole on any rank. Watch a run with data parallelism alone "
             "(DistributedDataParallel, or fully_shard over one dimension)"
         )
-    if any(type(module).__name__ == "PipelineStage" for module in model.modules()):
-        raise ValueError("the model is a stage of a pipeline: watch a run without pipelining")
     if given is not None or not dist.is_available() or not dist.is_initialized():
         return given
     outer: Any = wrapper

@@ -17,8 +17,13 @@ def check_model(model: Any) -> None:
 
     Raises:
         TypeError: when it is not a module.
-        ValueError: when it has no hidden layer.
+        ValueError: when it has no hidden layer, or is a stage of a pipeline.
     """
+    if any(kind.__name__ == "_PipelineStageBase" for kind in type(model).__mro__):
+        raise ValueError(
+            "the model is a stage of a pipeline: no rank sees all layers of an update. Watch a run "
+            "without pipelining"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
     closed = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -312,3 +313,16 @@ def test_tensor_parallelism_is_refused_at_attach(tmp_path: Path) -> None:
             dp.watch(model, optimizer, dp.Dormancy())
     finally:
         dist.destroy_process_group()
+
+
+def test_a_stage_of_a_pipeline_is_refused_at_attach() -> None:
+    class Stage(_PipelineStageBase):
+        """What a user holds of a pipeline, without the ranks that it takes to make one."""
+
+        def __init__(self) -> None: ...
+
+    Stage.__abstractmethods__ = frozenset()
+    net = mlp(6, 8, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(ValueError, match="without pipelining"):
+        dp.watch(Stage(), optimizer, dp.Dormancy())  # type: ignore[arg-type]

@@ -75,6 +75,19 @@ def wrapped(model: nn.Module, wrapper: str) -> nn.Module:
     return model
 
 
+def backward(called: Callable, part: Tensor, kind: str, precision: str, parts: int) -> None:
+    """Run one part of a batch forward and backward."""
+    with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
+        out = called(part).float()
+    target = part if kind == "GPT" else part.flatten(1)[:, :3].sin()
+    loss = (
+        F.cross_entropy(out.flatten(0, 1), target.flatten())
+        if kind == "GPT"
+        else F.mse_loss(out, target)
+    )
+    (loss / parts).backward()
+
+
 def run(cell: tuple[str, str, int, str], wrapper: str, share: Callable, watched: bool):
     """Train three updates: weights, scores at the first one, number of graphs."""
     way, precision, parts, kind = cell
@@ -88,16 +101,13 @@ def run(cell: tuple[str, str, int, str], wrapper: str, share: Callable, watched:
     watch = dp.watch(called, optimizer, probe, on_error="raise") if watched else None
     for _ in range(3):
         optimizer.zero_grad()
-        for part in share(inputs(kind)).chunk(parts):
-            with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
-                out = called(part).float()
-            target = part if kind == "GPT" else part.flatten(1)[:, :3].sin()
-            loss = (
-                F.cross_entropy(out.flatten(0, 1), target.flatten())
-                if kind == "GPT"
-                else F.mse_loss(out, target)
-            )
-            (loss / parts).backward()
+        for number in range(parts):
+            part = share(inputs(kind)).chunk(parts)[number]
+            # As one accumulates: the gradients are averaged over ranks with the last part only.
+            waits = isinstance(model, DistributedDataParallel) and number < parts - 1
+            synced = model.no_sync() if waits else nullcontext()
+            with synced:
+                backward(called, part, kind, precision, parts)
         optimizer.step()
     weights = [whole(p.detach()).clone() for p in inner.parameters()]
     scores: dict[str, Tensor] = {}

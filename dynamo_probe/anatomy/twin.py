@@ -29,12 +29,13 @@ _OWN_HOOKS = (
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside `DataParallel`, `DistributedDataParallel` and `torch.compile`."""
-    while True:
+    while isinstance(model, nn.Module):
         compiled = type(model).__name__ == "OptimizedModule"
         parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
         if not (compiled or parallel):
             return model
         model = getattr(model, _WRAPPERS[compiled])
+    return model
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:
