@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from dynamo_probe.anatomy.twin import unwrap
-from dynamo_probe.instrument import Instrument
+from dynamo_probe.instrument import Instrument, fresh_copy
+from dynamo_probe.observation.parameters import held_by
 from dynamo_probe.watch import Watch
 
 P = ParamSpec("P")
@@ -117,7 +117,7 @@ def watched(
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             model, optimizers = _found_in((args, kwargs))
-            fresh = [_copy_of(instrument) for instrument in templates]
+            fresh = [fresh_copy(instrument) for instrument in templates]
             with watch(model, optimizers, fresh, **keywords) as current:
                 run.watch = current  # type: ignore[attr-defined]
                 return function(*args, **kwargs)
@@ -127,18 +127,12 @@ def watched(
     return decorate
 
 
-def _copy_of(instrument: Instrument) -> Instrument:
-    """Copy an instrument, but not the networks and tensors that it was given."""
-    given = [t for t in _flattened(vars(instrument)) if isinstance(t, (nn.Module, Tensor))]
-    return copy.deepcopy(instrument, {id(thing): thing for thing in given})
-
-
 def _found_in(arguments: Any) -> tuple[nn.Module, list[Optimizer]]:
     """Return the module that the optimizers among the arguments train, and those optimizers."""
     things = list(_flattened(arguments))
     modules = list({id(t): t for t in things if isinstance(t, nn.Module)}.values())
     optimizers = list({id(t): t for t in things if isinstance(t, Optimizer)}.values())
-    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    held = set[int]().union(*map(held_by, optimizers))
 
     def trained(module: nn.Module) -> int:
         return sum(id(p) in held for p in module.parameters())
@@ -151,9 +145,7 @@ def _found_in(arguments: Any) -> tuple[nn.Module, list[Optimizer]]:
             "function, or use `with dp.watch(model, optimizer, ...)`"
         )
     ours = {id(p) for p in unwrap(best).parameters()}
-    return best, [
-        o for o in optimizers if any(id(p) in ours for g in o.param_groups for p in g["params"])
-    ]
+    return best, [o for o in optimizers if not ours.isdisjoint(held_by(o))]
 
 
 def _flattened(tree: Any) -> Iterator[Any]:

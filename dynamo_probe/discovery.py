@@ -115,12 +115,11 @@ def already_ran_compiled(model: nn.Module, wrapper: nn.Module) -> bool:
     """
     if "torch._dynamo" not in sys.modules:
         return False
-    wrapped = compiled_wrapper(wrapper) is not None
-    if not wrapped and not any(is_compiled(module) for module in model.modules()):
+    outer: Any = compiled_wrapper(wrapper)
+    if outer is None and not any(is_compiled(module) for module in model.modules()):
         return False
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
-    outer: Any = compiled_wrapper(wrapper)
     called = (
         type(model).forward,
         nn.Module._call_impl,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import os
@@ -25,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynamo_probe.anatomy.taps import Removable
 from dynamo_probe.anatomy.twin import unwrap
-from dynamo_probe.instrument import Instrument
+from dynamo_probe.instrument import Instrument, fresh_copy
 from dynamo_probe.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -182,7 +181,7 @@ class Finder:
             if not ours.isdisjoint(_parameters(earlier.model)):
                 earlier.close()  # its optimizer was replaced, and with it its clock
         try:
-            instruments = [copy.deepcopy(one) for one in self._templates]
+            instruments = [fresh_copy(one) for one in self._templates]
             watch = Watch(model, optimizers, instruments, log_dir=log_dir)
         except Exception as error:
             _remove_if_empty(log_dir)

@@ -7,11 +7,13 @@ A *probe* reads and a *treatment* acts. Both are told when by a schedule and see
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from dynamo_probe.schedule import Schedule, as_schedule
 
@@ -108,6 +110,19 @@ class Instrument(abc.ABC):
     def report(self) -> list[str]:
         """Return lines for `Watch.doctor()` beyond the schedule and the count of firings."""
         return []
+
+
+def fresh_copy(instrument: Instrument) -> Instrument:
+    """Copy an instrument that is not attached, but not the networks and tensors that it was given.
+
+    A treatment's target network has to stay the very one that the loop uses.
+    """
+    memo: dict[int, Any] = {}
+    for value in vars(instrument).values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(part, (nn.Module, Tensor)):
+                memo[id(part)] = part
+    return copy.deepcopy(instrument, memo)
 
 
 class Probe(Instrument):

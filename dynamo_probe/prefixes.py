@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from dynamo_probe.anatomy.layer import Layer
-from dynamo_probe.anatomy.wiring import Wiring
+from dynamo_probe.anatomy.wiring import Entries, Wiring
 
 
 def joined(prefix: str, name: str) -> str:
@@ -24,25 +24,25 @@ def inside(prefix: str, name: str) -> str:
 
 def bound(wiring: Wiring | str, tensors: Mapping[str, Tensor]) -> Wiring | str:
     """Return the wiring with the tensors of these names."""
-    if isinstance(wiring, str):
-        return wiring
-    changes: dict[str, Any] = {}
-    for field in wiring.__dataclass_fields__:
-        value = getattr(wiring, field)
-        if isinstance(value, tuple):
-            changes[field] = tuple(replace(e, tensor=tensors[e.name]) for e in value)
-    return replace(wiring, **changes)
+    return _changed(wiring, lambda entries: replace(entries, tensor=tensors[entries.name]))
 
 
 def wiring_in(prefix: str, wiring: Wiring | str) -> Wiring | str:
     """Return the wiring with names as seen from outside the module."""
-    if isinstance(wiring, str) or not prefix:
+    found = _changed(wiring, lambda entries: replace(entries, name=joined(prefix, entries.name)))
+    return found if isinstance(found, str) else replace(found, layer=joined(prefix, found.layer))
+
+
+def _changed(wiring: Wiring | str, change: Callable[[Entries], Entries]) -> Wiring | str:
+    """Return the wiring with every group of entries changed; a reason stays as it is."""
+    if isinstance(wiring, str):
         return wiring
-    changes: dict[str, Any] = {"layer": joined(prefix, wiring.layer)}
-    for field in wiring.__dataclass_fields__:
-        value = getattr(wiring, field)
-        if isinstance(value, tuple):
-            changes[field] = tuple(replace(e, name=joined(prefix, e.name)) for e in value)
+    groups = {f.name: getattr(wiring, f.name) for f in fields(wiring)}
+    changes: dict[str, Any] = {
+        name: tuple(change(entries) for entries in group)
+        for name, group in groups.items()
+        if isinstance(group, tuple)
+    }
     return replace(wiring, **changes)
 
 

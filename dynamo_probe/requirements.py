@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from dynamo_probe.anatomy.layer import units_of
 from dynamo_probe.instrument import Instrument, Treatment
+from dynamo_probe.observation.parameters import held_by
 
 
 def check_model(model: Any) -> None:
@@ -55,8 +56,7 @@ def check_optimizers(model: nn.Module, given: Any) -> tuple[Optimizer, ...]:
             raise TypeError(
                 f"the optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer"
             )
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if ours.isdisjoint(held):
+        if ours.isdisjoint(held_by(optimizer)):
             raise ValueError(
                 f"the optimizer ({type(optimizer).__name__}) does not hold any of the model's "
                 "parameters; make it with model.parameters(), after the model was moved or rebuilt"

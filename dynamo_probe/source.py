@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynamo_probe.instrument import Instrument
-from dynamo_probe.observation.batch import Batch
+from dynamo_probe.observation.batch import Batch, as_batch
 from dynamo_probe.observation.recorder import Recorder, measure
 from dynamo_probe.observation.statistics import Statistic, UnitSums
 
@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from dynamo_probe.site import Site
 
 Where = Literal["training", "probe"] | Batch
+
+
+def as_where(on: Any) -> Where:
+    """Read what a user gives as the place to observe.
+
+    Raises:
+        TypeError: when it is neither `training`, `probe` nor a batch.
+    """
+    if isinstance(on, str) and (on == "training" or on == "probe"):
+        return on
+    found = None if isinstance(on, str) else as_batch(on)
+    if not isinstance(found, Batch):
+        raise TypeError(f"on is {on!r}; give 'training', 'probe' or a batch")
+    return found
 
 
 class NotMeasurable(Exception):

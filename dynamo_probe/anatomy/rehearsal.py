@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dynamo_probe.anatomy.twin import twin, untouched_randomness
+from dynamo_probe.anatomy.twin import eager, twin, untouched_randomness
 
 _SAMPLES = 8
 """How many samples of a large batch are run: enough to see units, and to differ."""
@@ -74,8 +73,7 @@ def unnoticed(model: nn.Module) -> Generator[None, None, None]:
         stack.enter_context(untouched_randomness(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eager())
         # A cached half-precision copy would hide that a weight is used twice.
         stack.callback(torch.set_autocast_cache_enabled, cache)
         torch.set_autocast_cache_enabled(False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -60,6 +61,13 @@ def untouched_randomness(model: nn.Module) -> Generator[None, None, None]:
         finally:
             np.random.set_state(states[0])
             random.setstate(states[1])
+
+
+def eager() -> AbstractContextManager[object]:
+    """Bypass compiled code where any can exist."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def twin(model: nn.Module, *, requires_grad: bool | None = None) -> nn.Module:

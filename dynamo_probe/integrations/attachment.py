@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch.optim import Optimizer
 
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.attach import watch
-from dynamo_probe.instrument import Instrument
+from dynamo_probe.instrument import Instrument, fresh_copy
+from dynamo_probe.observation.parameters import held_by
 from dynamo_probe.watch import Watch
 
 STATE = "dynamo_probe.pt"
@@ -44,7 +44,7 @@ class Attachment:
     ) -> None:
         """Keep what `dynamo_probe.watch` will be given."""
         given = [instruments] if isinstance(instruments, Instrument) else list(instruments)
-        self._templates = [copy.deepcopy(instrument) for instrument in given]
+        self._templates = [fresh_copy(instrument) for instrument in given]
         self._log_dir = log_dir
         self._sinks = sinks
         self._probe_batch = probe_batch
@@ -76,7 +76,7 @@ class Attachment:
         self.watch = watch(
             model,
             optimizers,
-            [copy.deepcopy(instrument) for instrument in self._templates],
+            [fresh_copy(instrument) for instrument in self._templates],
             log_dir=(log_dir if self._log_dir is None else self._log_dir) if writes else None,
             sinks=self._sinks if writes else (),
             probe_batch=self._probe_batch,
@@ -107,7 +107,7 @@ class Attachment:
         """Let go of the model and keep the state; may be called again."""
         if self.open and self.watch is not None:
             self.open = False
-            self._state = self.watch.state_dict()  # before closing, which shuts the gates
+            self._state = self.watch.state_dict()
             self.watch.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,11 +141,7 @@ class Attachment:
 def trained_by(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[Optimizer]:
     """Return the optimizers that hold parameters of the model; all of them where none does."""
     ours = {id(parameter) for parameter in model.parameters()}
-    holding = [
-        optimizer
-        for optimizer in optimizers
-        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
-    ]
+    holding = [o for o in optimizers if not ours.isdisjoint(held_by(o))]
     return holding or list(optimizers)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from dynamo_probe.anatomy.shards import reshard
-from dynamo_probe.anatomy.twin import untouched_randomness
+from dynamo_probe.anatomy.twin import eager, untouched_randomness
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def apart(model: nn.Module) -> Generator[nn.Module, None, None]:
     ]
     versions = [buffer._version for _, _, buffer, _ in buffers]
     fast_attention = torch.backends.mha.get_fastpath_enabled()
-    with untouched_randomness(model), torch.no_grad(), _eager():
+    with untouched_randomness(model), torch.no_grad(), eager():
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             for module, _ in modes:
@@ -51,10 +50,3 @@ def apart(model: nn.Module) -> Generator[nn.Module, None, None]:
                 if home.get(name) is not buffer:
                     home[name] = buffer
             reshard(model)
-
-
-def _eager() -> AbstractContextManager[object]:
-    """Bypass compiled code where any can exist."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")

@@ -13,9 +13,14 @@ from torch.optim import Optimizer
 Key = TypeVar("Key", bound=Hashable)
 
 
+def held_by(optimizer: Optimizer) -> set[int]:
+    """Return the `id` of every parameter that an optimizer holds."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
 def moved_by(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the model's parameters that an optimizer holds, by name, in the model's order."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = held_by(optimizer)
     return {
         name: parameter
         for name, parameter in model.named_parameters()

@@ -12,10 +12,10 @@ from torch import Tensor
 from dynamo_probe.functional.dormancy import check_tau, dormant_units, normalised_scores
 from dynamo_probe.functional.overlap import overlap_coefficient
 from dynamo_probe.instrument import Probe
-from dynamo_probe.observation.batch import Batch, as_batch
 from dynamo_probe.observation.statistics import HIGHEST, LOWEST, MAGNITUDE, SATURATED, UnitSums
 from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
+from dynamo_probe.source import Where, as_where
 
 
 class Dormancy(Probe):
@@ -72,9 +72,7 @@ class Dormancy(Probe):
         if updates < 1:
             raise ValueError(f"updates is {updates}; give 1 or more")
         self.updates = updates
-        self.where: Literal["training", "probe"] | Batch = (
-            on if isinstance(on, str) and on in ("training", "probe") else _batch(on)
-        )
+        self.where: Where = as_where(on)
         self.companions = self.where != "training" if companions is None else companions
         self._first: dict[str, float] = {}
         self._dormant: dict[str, Tensor] = {}
@@ -183,10 +181,3 @@ class Dormancy(Probe):
 
 def _listed(tau: float | Sequence[float]) -> list[float]:
     return [tau] if isinstance(tau, (int, float)) else list(tau)
-
-
-def _batch(given: Any) -> Batch:
-    found = as_batch(None if isinstance(given, str) else given)
-    if not isinstance(found, Batch):
-        raise TypeError(f"on is {given!r}; give 'training', 'probe' or a batch")
-    return found

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from dynamo_probe.functional.saturation import SaturationShares, near_high, near_low
 from dynamo_probe.instrument import Probe
-from dynamo_probe.observation.batch import Batch, as_batch
 from dynamo_probe.observation.statistics import Statistic, sum_over_samples
 from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
-from dynamo_probe.source import NotMeasurable
+from dynamo_probe.source import NotMeasurable, Where, as_where
 
 
 class Saturation(Probe):
@@ -67,7 +66,7 @@ class Saturation(Probe):
             raise ValueError(f"share is {share}; give a number from 0 to below 1 (0.99 is usual)")
         if updates < 1:
             raise ValueError(f"updates is {updates}; give 1 or more")
-        self.where: Literal["training", "probe"] | Batch = _where(on)
+        self.where: Where = as_where(on)
         self.margin = margin
         self.share = share
         self.updates = updates
@@ -137,12 +136,3 @@ class Saturation(Probe):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self._told = set(state["told"])
-
-
-def _where(on: Any) -> Literal["training", "probe"] | Batch:
-    if isinstance(on, str) and (on == "training" or on == "probe"):
-        return on
-    batch = None if isinstance(on, str) else as_batch(on)
-    if not isinstance(batch, Batch):
-        raise TypeError(f"on is {on!r}; give 'training', 'probe' or a batch")
-    return batch
