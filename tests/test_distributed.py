@@ -227,7 +227,7 @@ def test_a_probe_that_fails_on_one_rank_does_not_leave_the_other_waiting(ranks) 
 
 
 SCRIPT = """
-import json, sys, torch, torch.distributed as dist
+import json, os, sys, time, torch, torch.distributed as dist
 import dynamo_probe as dp
 from tests.models import mlp
 
@@ -243,7 +243,9 @@ with dp.watch(model, optimizer, dp.Dormancy(every=1), on_error="raise") as watch
 scores = watch.history.latest("dormancy/scores/0").tolist()
 with open(f"{sys.argv[1]}/rank{dist.get_rank()}", "w") as file:
     json.dump([watch.history.samples("dormancy/tau=0.1"), scores], file)
-dist.destroy_process_group()
+while not all(os.path.exists(f"{sys.argv[1]}/rank{rank}") for rank in range(2)):
+    time.sleep(0.01)
+os._exit(0)  # torch's own threads sometimes abort a process that takes its group down
 """
 
 
