@@ -25,26 +25,52 @@ from dynamo_probe.probes.saturation import Saturation
 from dynamo_probe.probes.trainability import Trainability
 from dynamo_probe.probes.updates import Updates
 from dynamo_probe.probes.utility import ContinualBackpropUtility
-from dynamo_probe.schedule import AfterReadings, Every, LogSpaced, Schedule
+from dynamo_probe.schedule import (
+    AfterReadings,
+    Alternating,
+    Constant,
+    Cosine,
+    Cubic,
+    Every,
+    LogSpaced,
+    Schedule,
+)
 from dynamo_probe.sinks.memory import History
 from dynamo_probe.sinks.sink import Sink
 from dynamo_probe.sinks.tensorboard import TensorBoard
 from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable
 from dynamo_probe.treatments.redo import ReDo
+from dynamo_probe.treatments.sparse import (
+    ACDC,
+    SET,
+    SNFS,
+    GradualMagnitudePruning,
+    GraNet,
+    RigL,
+    SparseTraining,
+    StaticSparse,
+)
 from dynamo_probe.watch import DynamoProbeWarning, Watch
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "ACDC",
     "AfterReadings",
     "Alert",
+    "Alternating",
+    "Constant",
     "ContinualBackpropUtility",
+    "Cosine",
+    "Cubic",
     "Dormancy",
     "DynamoProbeWarning",
     "Event",
     "Every",
+    "GraNet",
     "Gradients",
+    "GradualMagnitudePruning",
     "History",
     "Instrument",
     "LogSpaced",
@@ -53,10 +79,15 @@ __all__ = [
     "Rank",
     "ReDo",
     "Reading",
+    "RigL",
+    "SET",
+    "SNFS",
     "Saturation",
     "Schedule",
     "Sink",
     "Site",
+    "SparseTraining",
+    "StaticSparse",
     "TensorBoard",
     "Trainability",
     "Treatment",

@@ -18,7 +18,8 @@ class Timer:
     Attributes:
         instrument: the instrument.
         sources: its sources that ride on the training; their gates open before it fires.
-        before: what it wants done before an optimizer steps in an update at which it fires.
+        before: what it wants done before an optimizer steps in an update at which it fires, and
+            whether before constraints.
         due: the update of the next firing; None when there is none.
         fired: how often it has fired.
         last: the update of the last firing.
@@ -45,7 +46,7 @@ class Timer:
         self,
         instrument: Instrument,
         sources: Sequence[Source],
-        before: Sequence[BeforeStep] = (),
+        before: Sequence[tuple[BeforeStep, bool]] = (),
     ) -> None:
         """Set the first firing."""
         self.instrument = instrument
@@ -201,6 +202,12 @@ class Agenda:
                     f"one of {sorted(timers)}"
                 )
             timers[name].stretch = int(stretch)
+
+    def disable(self, instrument: Instrument, reason: str) -> None:
+        """Disable one instrument."""
+        for timer in self.timers:
+            if timer.instrument is instrument:
+                timer.switch_off(reason)
 
     def halt(self, reason: str) -> None:
         """Disable everything: nothing is due any more."""

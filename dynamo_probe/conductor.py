@@ -31,8 +31,12 @@ class Conductor:
         self.strict = True
         self._warn = warn
 
-    def fire_due(self, step: int) -> None:
-        """Fire what is due; what follows the readings looks at them before anything acts."""
+    def fire_due(self, step: int) -> bool:
+        """Fire what is due; what follows the readings looks at them before anything acts.
+
+        Returns:
+            Whether a treatment was among them.
+        """
         followed, heard = False, 0
         for timer in self.agenda.take_due(step):
             if timer.follows:
@@ -42,6 +46,7 @@ class Conductor:
             self._fire(timer)
         if not followed or len(self.site.readings) > heard:
             self._follow(heard)
+        return followed
 
     def _follow(self, heard: int) -> int:
         """Fire what follows the readings, and return how many it has seen then."""

@@ -96,6 +96,13 @@ class Instrument(abc.ABC):
     def begin(self, site: Site) -> None:  # noqa: B027 - optional
         """Meet the layers: called when a forward pass has shown (more of) the anatomy."""
 
+    def start(self, site: Site) -> None:  # noqa: B027 - optional
+        """Begin: called once, after any saved state was loaded.
+
+        That is before the first forward pass of the whole model with gradients, or before the first
+        step of an optimizer where no such pass was seen.
+        """
+
     @abc.abstractmethod
     def fire(self, site: Site) -> None:
         """Do what is due at update `site.step`; emit readings and events through the site."""
@@ -104,8 +111,18 @@ class Instrument(abc.ABC):
         """Return everything needed to go on bit-identically; tensors and plain values only."""
         return {}
 
+    def check_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - optional
+        """Look at a state before anything is loaded.
+
+        Raises:
+            ValueError: when it does not fit.
+        """
+
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - optional
         """Take back what `state_dict` gave."""
+
+    def finish(self, site: Site) -> str | None:  # noqa: B027 - optional
+        """Let go when the watch is closed; return what the user should be told, if anything."""
 
     def report(self) -> list[str]:
         """Return lines for `Watch.doctor()` beyond the schedule and the count of firings."""

@@ -44,3 +44,5 @@ def check_state(state: dict[str, Any], site: Site, instruments: Sequence[Instrum
             f"the state was saved with the instruments {sorted(state['instruments'])}, this watch "
             f"has {names}; give dp.watch the same ones"
         )
+    for instrument in instruments:
+        instrument.check_state_dict(state["instruments"][instrument.name]["state"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from dynamo_probe.anatomy.layer import Layer, units_of
 from dynamo_probe.anatomy.neurons import find_neurons
 from dynamo_probe.anatomy.shards import is_sharded
 from dynamo_probe.anatomy.wiring import Wiring, wire
+from dynamo_probe.connections import Connections
 from dynamo_probe.fixed import FixedBatches
 from dynamo_probe.instrument import Event, Instrument, Reading
 from dynamo_probe.observation.apart import apart
@@ -28,6 +30,27 @@ from dynamo_probe.source import NotMeasurable, Source, Where
 
 BeforeStep = Callable[[Optimizer, bool], None]
 """Takes an optimizer that is about to step, and whether it was given a closure."""
+AfterStep = Callable[[Optimizer, bool], None]
+"""Takes an optimizer that has just stepped, and whether it was given a closure."""
+
+
+@dataclass(slots=True)
+class Constraint:
+    """What an instrument does around every step of every optimizer.
+
+    Attributes:
+        instrument: whose it is.
+        before: done before a step.
+        after: done after it.
+        hold: done after a treatment has acted.
+        off: why it is no longer done; None while it is.
+    """
+
+    instrument: Instrument
+    before: BeforeStep
+    after: AfterStep
+    hold: Callable[[], None]
+    off: str | None = None
 
 
 class Site:
@@ -39,11 +62,13 @@ class Site:
         step: optimizer updates seen.
         layers: the hidden layers that can be read, by qualified name; empty before a forward pass.
         skipped: why other parametric layers are left out.
+        last: layers whose units nothing that is learned was seen to read: output layers.
         unseen: {layer: readings in which it had no sample}.
         fixed: the fixed inputs, given or kept.
         process_group: the ranks that statistics are reduced over; None for this process alone.
         readings: what was emitted at this update so far.
         fresh: those of them that an instrument on the schedule `AfterReadings` has not yet seen.
+        connections: the masks of sparse treatments.
         no_riding: None, or why hooks cannot ride on the training's forward passes.
     """
 
@@ -63,11 +88,14 @@ class Site:
         self.step = 0
         self.layers: dict[str, Layer] = {}
         self.skipped: dict[str, str] = {}
+        self.last: set[str] = set()
         self.unseen: dict[str, int] = {}
         self.entry_of: dict[str, str] = {}
         self.no_riding: str | None = None
         self.sources: list[Source] = []
-        self.before_steps: list[tuple[Instrument, BeforeStep]] = []
+        self.before_steps: list[tuple[Instrument, BeforeStep, bool]] = []
+        self.constraints: list[Constraint] = []
+        self.connections: list[Connections] = []
         self.readings: list[Reading] = []
         self.fresh: list[Reading] = []
         self.events: list[Event] = []
@@ -109,7 +137,9 @@ class Site:
         self.sources.append(source)
         return source, recorder
 
-    def before_step(self, instrument: Instrument, action: BeforeStep) -> None:
+    def before_step(
+        self, instrument: Instrument, action: BeforeStep, *, before_constraints: bool = False
+    ) -> None:
         """Ask to be called before each step of each optimizer in an update at which one is due.
 
         The update has not happened yet: `step` is one less than when the instrument fires, so that
@@ -120,8 +150,30 @@ class Site:
             instrument: who asks; on updates at which it is not due nothing is called.
             action: takes the optimizer, and whether its step was given a closure: then the forward
                 and backward passes of the update are yet to come.
+            before_constraints: see the gradients before masks are put on them.
         """
-        self.before_steps.append((instrument, action))
+        self.before_steps.append((instrument, action, before_constraints))
+
+    def constrain(
+        self,
+        instrument: Instrument,
+        before: BeforeStep,
+        after: AfterStep,
+        hold: Callable[[], None],
+    ) -> None:
+        """Ask to be called around every step of every optimizer, whatever the schedule.
+
+        Args:
+            instrument: who asks; a treatment.
+            before: takes an optimizer that is about to step, and whether it has a closure.
+            after: the same after its step, and before the update is counted.
+            hold: called after an update at which a treatment has acted, whichever it was.
+        """
+        self.constraints.append(Constraint(instrument, before, after, hold))
+
+    def publish(self, connections: Connections) -> None:
+        """Let other instruments see which connections a sparse treatment keeps."""
+        self.connections.append(connections)
 
     def want_batch(self) -> None:
         """Ask that a batch is at hand: the probe batch, or else the first training batch."""
@@ -248,6 +300,7 @@ class Site:
         found = {joined(prefix, n): layer_in(prefix, la) for n, la in anatomy.layers.items()}
         new = {name: layer for name, layer in found.items() if name not in self.layers}
         self.layers.update(new)
+        self.last |= {joined(prefix, name) for name in anatomy.last}
         self.entry_of.update(dict.fromkeys(new, prefix))
         for name, reason in anatomy.skipped.items():
             if prefix and not name:

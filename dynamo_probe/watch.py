@@ -17,6 +17,7 @@ from dynamo_probe.agenda import Agenda, Timer
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.budget import Budget
 from dynamo_probe.conductor import Conductor
+from dynamo_probe.constraints import Constraints, has_closure
 from dynamo_probe.discovery import Discovery, already_ran_compiled, compiled_wrapper, is_compiled
 from dynamo_probe.doctor import Report, examine
 from dynamo_probe.events import shorten
@@ -72,6 +73,7 @@ class Watch:
         self._on_error = on_error
         self._closed = False
         self._working = False
+        self._started = False
         self._met: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._discovery: Discovery | None = None
@@ -92,6 +94,9 @@ class Watch:
         try:
             self._agenda = Agenda([self._made(instrument) for instrument in chosen])
             self._conductor = Conductor(self._site, self._agenda, self._warn)
+            self._constraints = Constraints(
+                self._site, self._agenda, self._warn, strict=on_error == "raise"
+            )
             if self._site.fixed.given is not None:
                 self._meet("", self._site.batches()[""])
             if self._site.no_riding is not None:
@@ -110,17 +115,22 @@ class Watch:
         site = self._site
         sources, actions = len(site.sources), len(site.before_steps)
         instrument.attach(site)
-        before = [action for _, action in site.before_steps[actions:]]
+        before = [(action, early) for _, action, early in site.before_steps[actions:]]
         return Timer(instrument, site.sources[sources:], before)
 
     def _hook(self, clock: Optimizer) -> None:
-        self._handles.append(clock.register_step_post_hook(self._after_step))
-        if self._site.before_steps:
-            for optimizer in self._site.optimizers:
+        site = self._site
+        for optimizer in site.optimizers:
+            if site.before_steps or site.constraints:
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            if site.constraints:  # before the clock: what is read of an update is constrained
+                self._handles.append(self._constraints.hook(optimizer))
+        self._handles.append(clock.register_step_post_hook(self._after_step))
         model, wrapper = self._site.model, self._wrapper
         if self._site.layers:
-            return
+            self._met.add("")
+            if not site.constraints:
+                return
         self._discovery = Discovery(model, wrapper, self._called)
         if compiled_wrapper(wrapper) is None and is_compiled(model):
             reason = "model.compile() hides the first forward pass: give probe_batch= to dp.watch"
@@ -196,9 +206,17 @@ class Watch:
             handle.remove()
         for source in self._site.sources:
             source.recorder.close()
+        for instrument in self.instruments if hasattr(self, "_agenda") else ():
+            self._guarded(lambda instrument=instrument: self._finish(instrument))
         self._deliver()
         if self._courier is not None:
             self._courier.close()
+
+    def _finish(self, instrument: Instrument) -> None:
+        remark = instrument.finish(self._site)
+        if remark is not None:
+            self._site.note("alert", instrument.name, reason=remark)
+            self._warn(f"{instrument.name}: {remark}")
 
     def __enter__(self) -> Watch:
         """Return the watch."""
@@ -228,8 +246,25 @@ class Watch:
             self._met.add(prefix)
             self._site.fixed.see(prefix, batch)
             self._guarded(lambda: self._meet(prefix, batch))
-        elif torch.is_grad_enabled():
+        elif torch.is_grad_enabled() and self._site.fixed.given is None:
             self._site.fixed.see(prefix, batch)
+        if not prefix and torch.is_grad_enabled():
+            self._start()
+
+    def _start(self) -> None:
+        """Let instruments begin, once: they may change the model now."""
+        if not self._started:
+            self._started = True
+            for timer in self._agenda.timers:
+                if timer.off is None:
+                    self._guarded(lambda timer=timer: self._begin(timer))
+
+    def _begin(self, timer: Timer) -> None:
+        self._working = True
+        try:
+            self._conductor.run(timer, timer.instrument.start)
+        finally:
+            self._working = False
 
     def _meet(self, prefix: str, batch: Batch) -> None:
         self._working = True
@@ -243,14 +278,23 @@ class Watch:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Let instruments look before a step; on most updates this is one comparison."""
-        if self._site.step + 1 >= self._agenda.before:
-            closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
-            self._guarded(lambda: self._look(optimizer, closure))
+        closure = has_closure(args, kwargs)
+        self._start()
+        step = self._site.step + 1
+        due = list(self._agenda.due_before(step)) if step >= self._agenda.before else []
+        if due:
+            self._guarded(lambda: self._look(due, optimizer, closure, early=True))
+        self._constraints.before(optimizer, closure)
+        if due:
+            self._guarded(lambda: self._look(due, optimizer, closure, early=False))
 
-    def _look(self, optimizer: Optimizer, closure: bool) -> None:
-        for timer in self._agenda.due_before(self._site.step + 1):
-            for action in timer.before:
-                self._conductor.run(timer, lambda site, action=action: action(optimizer, closure))
+    def _look(
+        self, due: Sequence[Timer], optimizer: Optimizer, closure: bool, *, early: bool
+    ) -> None:
+        for timer in due:
+            for action, wants_early in timer.before:
+                if wants_early is early:
+                    self._conductor.run(timer, lambda site, do=action: do(optimizer, closure))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count an update; this is all that most updates cost."""
@@ -273,7 +317,9 @@ class Watch:
                 self._discovery.settle()
             fires = bool(self._agenda.due(step))
             self._agenda.gather(step, site.process_group)
-            self._conductor.fire_due(step)
+            acted = self._conductor.fire_due(step)
+            if acted:
+                self._constraints.hold()
             self._agenda.arm(step)
             if self._budget is not None:
                 self._conductor.keep_budget(self._budget, fires)

@@ -44,10 +44,17 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """The hidden layers of a model and, for every other parametric layer, why it is left out."""
+    """The hidden layers of a model and, for every other parametric layer, why it is left out.
+
+    Attributes:
+        layers: {name: hidden layer that can be read}.
+        skipped: {name: why another one cannot}.
+        last: names of the layers whose units nothing that is learned reads in this pass.
+    """
 
     layers: Mapping[str, Layer]
     skipped: Mapping[str, str]
+    last: frozenset[str] = frozenset()
 
 
 def units_of(module: nn.Module) -> tuple[int, int] | None:

@@ -53,7 +53,7 @@ def find_neurons(
     for name, reason in wrong.items():
         skipped[name] = reason
         del layers[name]
-    return Anatomy(layers, skipped)
+    return Anatomy(layers, skipped, frozenset(search.last))
 
 
 def _unfaithful(

@@ -41,6 +41,8 @@ class Search:
             model: the model that was recorded.
             flow: what its forward pass did (`Dataflow.live`).
             whole: whether the model's output is the output of the network.
+
+        After `run`, `last` has the layers whose units nothing that is learned reads.
         """
         self.modules = dict(model.named_modules())
         self.flow = flow
@@ -48,6 +50,7 @@ class Search:
         self.uses = flow.uses()
         self.weights = flow.weights()
         self.once = {name: calls[0] for name, calls in flow.calls.items() if len(calls) == 1}
+        self.last: set[str] = set()
         self.made_in: dict[int, list[str]] = {}
         self.taken_in: dict[int, list[tuple[str, int | str]]] = {}
         for name, call in self.once.items():
@@ -84,6 +87,9 @@ class Search:
     def layer(self, name: str, units: int, axis: int) -> Layer:
         """Return a layer and its tap; raise `Unreadable` where there is no exact one."""
         calls = self.flow.calls.get(name, [])
+        outputs = [call.output for call in calls if call.output is not None]
+        if outputs and not any(self.reaches_learned(output) for output in outputs):
+            self.last.add(name)
         if not calls:
             raise Unreadable("not called by itself in the forward pass")
         if len(calls) > 1:
@@ -91,7 +97,7 @@ class Search:
         output = calls[0].output
         if output is None:
             raise Unreadable("its output is not a tensor")
-        learned_after = self.reaches_learned(output)
+        learned_after = name not in self.last
         if self.whole and not learned_after:
             raise Unreadable("an output layer: nothing that is learned reads its units")
         return self.follow(name, units, axis, output, learned_after)

@@ -22,6 +22,35 @@ def whole(tensor: Tensor) -> Tensor:
     return full.full_tensor() if is_sharded(tensor) else tensor
 
 
+def stored(tensor: Tensor) -> Tensor:
+    """Return what this rank stores of a tensor: all of one that is not sharded, as a view."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
+
+
+def own_slice(like: Tensor, values: Tensor) -> Tensor:
+    """Return the part of a whole tensor that belongs to what this rank stores of another.
+
+    Args:
+        like: a tensor, sharded or not.
+        values: a plain tensor of the whole shape.
+    """
+    if not is_sharded(like):
+        return values
+    shape, offset = _own_place(like)
+    for axis, (length, start) in enumerate(zip(shape, offset, strict=True)):
+        values = values.narrow(axis, min(start, values.shape[axis]), length)
+    return values
+
+
+def _own_place(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+
+
 def own_part(
     tensor: Tensor, dim: int, index: Tensor, values: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -38,13 +67,8 @@ def own_part(
     """
     if not is_sharded(tensor):
         return tensor, index, values
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    sharded: Any = tensor
-    shape, offset = compute_local_shape_and_global_offset(
-        sharded.shape, sharded.device_mesh, sharded.placements
-    )
-    local: Tensor = sharded.to_local()
+    shape, offset = _own_place(tensor)
+    local = stored(tensor)
     for axis, (length, start) in enumerate(zip(shape, offset, strict=True)):
         if axis == dim:
             here = (index >= start) & (index < start + length)

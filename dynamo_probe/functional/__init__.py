@@ -1,5 +1,6 @@
 """Pure functions: tensors in, tensors or numbers out. All the mathematics lives here."""
 
+from dynamo_probe.functional.densities import erk_densities, exact_counts, uniform_densities
 from dynamo_probe.functional.dormancy import (
     constant_units,
     dead_units,
@@ -10,6 +11,7 @@ from dynamo_probe.functional.dormancy import (
     saturated_units,
 )
 from dynamo_probe.functional.gradients import grama_activation_scores, grama_weight_scores
+from dynamo_probe.functional.importance import grasp_scores, magnitude_scores
 from dynamo_probe.functional.overlap import overlap_coefficient
 from dynamo_probe.functional.rank import (
     effective_rank,
@@ -25,6 +27,7 @@ from dynamo_probe.functional.saturation import (
     gradient_saturated_units,
     saturation,
 )
+from dynamo_probe.functional.selection import select_exact, select_globally
 from dynamo_probe.functional.trainability import TrainabilityReport, trainability
 from dynamo_probe.functional.updates import mean_weight_magnitude, relative_change
 from dynamo_probe.functional.utility import contribution_utility, outgoing_magnitude
@@ -40,9 +43,13 @@ __all__ = [
     "dormant_fraction",
     "dormant_units",
     "effective_rank",
+    "erk_densities",
+    "exact_counts",
     "gradient_saturated_units",
     "grama_activation_scores",
     "grama_weight_scores",
+    "grasp_scores",
+    "magnitude_scores",
     "mean_weight_magnitude",
     "normalised_scores",
     "outgoing_magnitude",
@@ -53,8 +60,11 @@ __all__ = [
     "relative_change",
     "saturated_units",
     "saturation",
+    "select_exact",
+    "select_globally",
     "spectrum",
     "srank",
     "stable_rank",
     "trainability",
+    "uniform_densities",
 ]

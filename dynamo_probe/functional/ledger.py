@@ -59,6 +59,22 @@ class Ledger:
         else:
             tensor.detach().index_fill_(dim, index, values)
 
+    def clear(self, tensor: Tensor, places: Tensor, value: float) -> None:
+        """Write one number into some places of a plain tensor.
+
+        Args:
+            tensor: what is written into.
+            places: BoolTensor of its shape.
+            value: the number.
+        """
+        target = tensor.detach()
+        if tensor.is_contiguous():  # flat positions are several times faster
+            target, places = target.view(-1), places.reshape(-1)
+        index = places.nonzero(as_tuple=True)
+        kept = target[index]
+        self._undo.append(lambda: target.index_put_(index, kept))
+        target.index_put_(index, torch.full((), value, dtype=target.dtype, device=target.device))
+
     def fill(self, tensor: Tensor, value: float) -> None:
         """Write one number everywhere in a tensor."""
         kept = tensor.detach().clone()

@@ -63,7 +63,7 @@ class States:
             key
             for state, _ in self.of(parameter)
             for key, value in state.items()
-            if _several(value) and not _per_weight(value, parameter)
+            if _several(value) and not per_weight(value, parameter)
         ]
 
 
@@ -94,17 +94,13 @@ def reset(
     positions = recycled.flatten()
     for state, group in states.of(parameter):
         for key, value in state.items():
-            if not _per_weight(value, parameter):
+            if not per_weight(value, parameter):
                 continue
-            fresh: Tensor | float = 0.0
+            fresh: Tensor | float = fresh_value(key, group)
             if key in _COPIES:
                 fresh = whole(parameter.detach()).index_select(dim, positions.to(parameter.device))
-            elif key == "step_size":
-                fresh = float(group["lr"])
             elif _second_moment(key) and moments == "live-mean" and len(live):
                 fresh = _mean_over_units(value, dim, live, len(recycled))
-            elif key == "sum":
-                fresh = float(group.get("initial_accumulator_value", 0.0))
             ledger.write(value, dim, positions, fresh)
 
 
@@ -125,11 +121,19 @@ def restart(ledger: Ledger, states: States, parameters: Iterable[Tensor]) -> Non
                     ledger.put(state, key, type(value)(start))
 
 
+def fresh_value(key: str, group: Mapping[str, Any]) -> float:
+    """Return what a state is for a weight of 0 that has not been trained yet."""
+    if key == "step_size":
+        return float(group["lr"])
+    return float(group.get("initial_accumulator_value", 0.0)) if key == "sum" else 0.0
+
+
 def _second_moment(key: str) -> bool:
     return key in _SECOND_MOMENTS or key.endswith("_sq")
 
 
-def _per_weight(value: Any, parameter: Tensor) -> bool:
+def per_weight(value: Any, parameter: Tensor) -> bool:
+    """Whether a state holds one value for each weight of a parameter."""
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 

@@ -1,0 +1,112 @@
+"""Which weights a sparse treatment masks, and why others stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dynamo_probe.anatomy.twin import unwrap
+from dynamo_probe.anatomy.weights import Weight, Weights, find_weights
+from dynamo_probe.site import Site
+from dynamo_probe.treatments.sparse.granularity import Granularity
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What the user chose; see `SparseTraining`."""
+
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+    types: tuple[type[nn.Module], ...] | None
+    granularity: Granularity
+
+
+def find_targets(site: Site, filters: Filters, *, outputs: bool) -> Weights:
+    """Find the weights to mask.
+
+    Args:
+        site: the run.
+        filters: what the user chose.
+        outputs: leave out the output layers that are known by now, or else the last layer.
+
+    Raises:
+        ValueError: when there is none, or a weight that was named cannot be masked.
+    """
+    found = find_weights(
+        site.model,
+        site.optimizers,
+        include=filters.include,
+        exclude=filters.exclude,
+        types=filters.types,
+        outputs=_outputs(site, filters) if outputs else (),
+    )
+    left, kept = dict(found.left), dict(found.found)
+    for name, weight in found.found.items():
+        reason = filters.granularity.unfit(weight)
+        if reason is not None:
+            left[name] = reason
+            del kept[name]
+    if filters.include is not None:
+        _refuse_named(found, filters.include)
+    if not kept:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:6])
+        raise ValueError(f"there is no weight to prune ({reasons}); see include= and exclude=")
+    return Weights(kept, left)
+
+
+def _outputs(site: Site, filters: Filters) -> set[str]:
+    """Return the names of the output layers."""
+    if site.last:
+        return site.last
+    # No forward pass could be looked into: the last layer that holds connections has to do.
+    weights = find_weights(site.model, site.optimizers).found
+    return {list(weights.values())[-1].layer} if weights else set()
+
+
+def _refuse_named(found: Weights, include: Sequence[str]) -> None:
+    """Refuse a weight that was named in full and cannot be masked."""
+    for pattern in include:
+        for name in (pattern, f"{pattern}.weight"):
+            if name in found.left:
+                raise ValueError(f"{name} cannot be pruned: {found.left[name]}")
+
+
+def check_mirror(site: Site, mirror: Sequence[nn.Module]) -> None:
+    """Refuse networks that are not copies of the model.
+
+    Raises:
+        ValueError: when one has other parameters.
+    """
+    shapes = {name: parameter.shape for name, parameter in site.parameters()}
+    for network in mirror:
+        if {n: p.shape for n, p in unwrap(network).named_parameters()} != shapes:
+            raise ValueError(
+                f"the mirror ({type(network).__name__}) has other parameters than the model; "
+                "give networks of the same architecture, such as target networks"
+            )
+
+
+def check_fit(weights: Mapping[str, Weight], masks: Mapping[str, object]) -> None:
+    """Refuse saved masks that do not belong to the model.
+
+    Args:
+        weights: {name: weight} of all that could be masked.
+        masks: what `Masks.state_dict` gave.
+
+    Raises:
+        ValueError: when a weight is missing, or of another shape.
+    """
+    for name, saved in masks.items():
+        if name not in weights:
+            raise ValueError(
+                f"the state has a mask of {name}, which is not masked here; give the treatment "
+                "the same include=, exclude= and types="
+            )
+        shape = saved.get("shape") if isinstance(saved, dict) else None
+        if shape != list(weights[name].shape):
+            raise ValueError(
+                f"the mask of {name} has shape {shape}, the weight {list(weights[name].shape)}: it "
+                "was saved with another model"
+            )
