@@ -229,7 +229,7 @@ class StaticSparse(SparseTraining):
     def __init__(
         self,
         density: float,
-        method: Literal["random", "magnitude", "snip", "grasp"] = "random",
+        method: Literal["random", "magnitude", "snip", "grasp", "zeros"] = "random",
         *,
         every: int | Schedule = 100,
         loss: Callable[[], Tensor] | None = None,
@@ -240,7 +240,8 @@ class StaticSparse(SparseTraining):
         Args:
             density: share of the connections, in (0, 1].
             method: how they are chosen: `random` and `magnitude` within the distribution's count
-                for each layer, `snip` and `grasp` anywhere.
+                for each layer, `snip` and `grasp` anywhere; `zeros` takes the weights that are not
+                exactly 0, whatever the density: to go on training what was pruned elsewhere.
             every: period of the readings; the masks do not change.
             loss: computes the loss of a batch, without arguments: needed by `grasp`. `snip` takes
                 the gradient of the first update where there is none.
@@ -249,9 +250,11 @@ class StaticSparse(SparseTraining):
         Raises:
             ValueError: when the method is unknown, or a number is out of range.
         """
-        methods = {"random": "random", "magnitude": "magnitude", "snip": "saliency"}
-        if method not in (*methods, "grasp"):
-            raise ValueError(f"method is {method!r}; give 'random', 'magnitude', 'snip' or 'grasp'")
+        methods = {"snip": "saliency"}
+        if method not in ("random", "magnitude", "snip", "grasp", "zeros"):
+            raise ValueError(
+                f"method is {method!r}; give 'random', 'magnitude', 'snip', 'grasp' or 'zeros'"
+            )
         spread = "global" if method in ("snip", "grasp") else "layer"
         super().__init__(
             density,
