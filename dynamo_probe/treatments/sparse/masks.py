@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from dynamo_probe.anatomy.shards import is_sharded, own_slice, stored
@@ -105,9 +105,9 @@ def clear(
 class Enforcer:
     """Keeps what is masked at zero, around every step of the optimizers.
 
-    Gradients are masked before a step and weights after it. As weight, gradient and state of a
-    connection that is not there are then all 0, every optimizer that works entry by entry leaves
-    them so, and its state needs no masks.
+    Gradients are masked before a step and weights after it (plain SGD: weights only). As weight,
+    gradient and state of a connection that is not there are then all 0, every optimizer that works
+    entry by entry leaves them so, and its state needs no masks.
 
     Args:
         masks: the masks.
@@ -151,6 +151,8 @@ class Enforcer:
     @torch.no_grad()
     def before(self, optimizer: Optimizer) -> None:
         """Mask the gradients that a step is about to use."""
+        if _keeps_nothing(optimizer):
+            return  # masking the weights afterwards comes to the same, at half the cost
         parameters, factors = self._of(optimizer)
         gradients = [p.grad for p in parameters]
         if all(gradient is not None for gradient in gradients):
@@ -179,6 +181,12 @@ class Enforcer:
             found = parameters, [self.masks.factor(name) for name in names]
             self._cached[id(optimizer)] = found
         return found
+
+
+def _keeps_nothing(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is known to have no state of single weights: plain SGD."""
+    plain = type(optimizer) is SGD
+    return plain and all(group["momentum"] == 0 for group in optimizer.param_groups)
 
 
 def _multiply(tensors: list[Tensor], factors: list[Tensor]) -> None:
