@@ -1,5 +1,6 @@
 """Sparse training: one engine, and the methods of the field as settings of it."""
 
+from dynamo_probe.treatments.sparse.dormant import KeepsSilent, TowardsDormant
 from dynamo_probe.treatments.sparse.engine import SparseTraining
 from dynamo_probe.treatments.sparse.presets import (
     ACDC,
@@ -19,8 +20,10 @@ __all__ = [
     "Evidence",
     "GraNet",
     "GradualMagnitudePruning",
+    "KeepsSilent",
     "RigL",
     "Score",
     "SparseTraining",
     "StaticSparse",
+    "TowardsDormant",
 ]
