@@ -16,12 +16,15 @@ Example:
 
 from dynamo_probe import alerts
 from dynamo_probe.attach import watch, watched
+from dynamo_probe.exporting import Export, ExportReport, export
 from dynamo_probe.instrument import Event, Instrument, Probe, Reading, Treatment
 from dynamo_probe.probes.alert import Alert
 from dynamo_probe.probes.dormancy import Dormancy
 from dynamo_probe.probes.gradients import Gradients
+from dynamo_probe.probes.plasticity import PruningPlasticity
 from dynamo_probe.probes.rank import Rank
 from dynamo_probe.probes.saturation import Saturation
+from dynamo_probe.probes.topology import Topology
 from dynamo_probe.probes.trainability import Trainability
 from dynamo_probe.probes.updates import Updates
 from dynamo_probe.probes.utility import ContinualBackpropUtility
@@ -68,6 +71,8 @@ __all__ = [
     "DynamoProbeWarning",
     "Event",
     "Every",
+    "Export",
+    "ExportReport",
     "GraNet",
     "Gradients",
     "GradualMagnitudePruning",
@@ -76,6 +81,7 @@ __all__ = [
     "LogSpaced",
     "NotMeasurable",
     "Probe",
+    "PruningPlasticity",
     "Rank",
     "ReDo",
     "Reading",
@@ -89,11 +95,13 @@ __all__ = [
     "SparseTraining",
     "StaticSparse",
     "TensorBoard",
+    "Topology",
     "Trainability",
     "Treatment",
     "Updates",
     "Watch",
     "alerts",
+    "export",
     "watch",
     "watched",
 ]

@@ -258,6 +258,7 @@ class Watch:
             for timer in self._agenda.timers:
                 if timer.off is None:
                     self._guarded(lambda timer=timer: self._begin(timer))
+            self._deliver()  # it belongs to this update, and not to the next
 
     def _begin(self, timer: Timer) -> None:
         self._working = True

@@ -35,7 +35,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] 
 }
 
 
-def every_probe() -> list[dp.Probe]:
+def every_probe(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[nn.Module], Tensor]
+) -> list[dp.Probe]:
+    def score() -> float:
+        with torch.no_grad():
+            return -float(loss(model))
+
     return [
         dp.Dormancy(every=1, companions=True),
         dp.Dormancy(every=1, on="probe"),
@@ -47,6 +53,14 @@ def every_probe() -> list[dp.Probe]:
         dp.ContinualBackpropUtility(every=1),
         dp.Trainability(every=50, updates=5, learning_rate=1e-2),
         dp.Trainability(every=100, updates=2, targets="labels", fresh="recorded"),
+        dp.Topology(every=1),
+        dp.PruningPlasticity(
+            every=50,
+            train_step=lambda: train(model, optimizer, loss, 1),
+            evaluate=score,
+            updates=3,
+            regenerate=[None, "restore", "zero-cost"],
+        ),
     ]
 
 
@@ -62,12 +76,18 @@ def test_200_updates_with_every_probe_are_bit_identical(case: str, tmp_path: Pat
         if watched:
             before = [set(vars(module)) for module in model.modules()]
             with dp.watch(
-                model, optimizer, every_probe(), log_dir=tmp_path, on_error="raise"
+                model,
+                optimizer,
+                every_probe(model, optimizer, loss),
+                log_dir=tmp_path,
+                on_error="raise",
             ) as watch:
                 train(model, optimizer, loss, 200)
             assert watch.step == 200
             for tag in ("dormancy/tau=0.1", "gradients/norm_before_clipping", "updates/distance"):
                 assert len(watch.history.series(tag)[0]) == 200
+            assert len(watch.history.series("topology/density")[0]) == 200
+            assert len(watch.history.series("pruning_plasticity/before")[0]) == 4
             for tag in ("trainability/ratio", "trainability-2/ratio"):
                 assert len(watch.history.series(tag)[0]) >= 3
             assert [set(vars(module)) for module in model.modules()] == before

@@ -25,13 +25,15 @@ def test_a_run_that_is_killed_and_resumed_is_the_undisturbed_one(tmp_path: Path)
     outcome = killing.run(1500, 3, tmp_path)
     assert outcome.problems == []
     assert all(now <= died for now, died in zip(outcome.resumed, outcome.kills, strict=True))
-    assert outcome.files == 4 and outcome.tags == 80 and outcome.events > 30
+    assert outcome.files == 4 and outcome.tags == 88 and outcome.events > 30
 
 
 def test_every_public_probe_is_soaked(tmp_path: Path) -> None:
     public = [getattr(dp, name) for name in dp.__all__]
     named = {one.__name__ for one in public if isinstance(one, type) and issubclass(one, dp.Probe)}
-    soaked = set(probes(Plan(100, tmp_path))) | {type(one).__name__ for one in alerts()}
+    soaked = set(probes(Plan(100, tmp_path), lambda: None, lambda: 0.0)) | {
+        type(one).__name__ for one in alerts()
+    }
     assert named - {"Probe"} == soaked, "add the probe to benchmarks/soak/training.py"
 
 

@@ -80,8 +80,16 @@ class Plan:
         return self.directory / "progress"
 
 
-def probes(plan: Plan) -> dict[str, Callable[[], dp.Probe]]:
-    """Return how each public probe is made, but for alerts."""
+def probes(
+    plan: Plan, train_step: Callable[[], object], evaluate: Callable[[], float]
+) -> dict[str, Callable[[], dp.Probe]]:
+    """Return how each public probe is made, but for alerts.
+
+    Args:
+        plan: the run.
+        train_step: makes one update on data of its own.
+        evaluate: gives a score.
+    """
     every = plan.every
     return {
         "Dormancy": lambda: dp.Dormancy(every=every),
@@ -91,6 +99,13 @@ def probes(plan: Plan) -> dict[str, Callable[[], dp.Probe]]:
         "Saturation": lambda: dp.Saturation(every=every),
         "Trainability": lambda: dp.Trainability(every=max(1, plan.updates // 10), updates=20),
         "ContinualBackpropUtility": lambda: dp.ContinualBackpropUtility(every=every),
+        "Topology": lambda: dp.Topology(every=5 * every),
+        "PruningPlasticity": lambda: dp.PruningPlasticity(
+            every=max(1, plan.updates // 10),
+            train_step=train_step,
+            evaluate=evaluate,
+            updates=5,
+        ),
     }
 
 
@@ -135,11 +150,15 @@ class Run:
         self.teacher = torch.randn(INPUTS)
         self.step = 0
         self.latest = Latest()
-        instruments = [make() for make in probes(plan).values()]
+        own = torch.Generator().manual_seed(2)
+        self.held_out = torch.randn(4 * BATCH, INPUTS, generator=own)
+        made = probes(plan, self.recover, self.score)
+        instruments = [make() for make in made.values()]
+        sparse = dp.RigL(0.5, stop=10**9, every=4 * plan.every)
         self.watch = dp.watch(
             self.model,
             self.optimizer,
-            [*instruments, dp.ReDo(tau=0.1, every=2 * plan.every), *alerts()],
+            [*instruments, dp.ReDo(tau=0.1, every=2 * plan.every), sparse, *alerts()],
             log_dir=plan.log,
             sinks=[self.latest.log],
             probe_batch=torch.randn(64, INPUTS, generator=torch.Generator().manual_seed(1)),
@@ -169,6 +188,19 @@ class Run:
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+
+    def recover(self) -> None:
+        """Make an update on inputs of its own."""
+        self.optimizer.zero_grad()
+        self._error(self.held_out).backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def score(self) -> float:
+        return -float(self._error(self.held_out))
+
+    def _error(self, inputs: Tensor) -> Tensor:
+        return (self.model(inputs).squeeze(1) - (inputs @ self.teacher).sin()).square().mean()
 
     def save(self, path: Path) -> None:
         """Write everything at once or not at all."""

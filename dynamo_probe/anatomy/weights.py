@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from dynamo_probe.anatomy.layer import CONVOLUTIONS
 from dynamo_probe.anatomy.shards import is_sharded
 
+_RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NO_GROUND = "it is a {kind} of a {owner}: only weights of linear, convolutional, recurrent and attention layers are pruned"  # noqa: E501
 
@@ -29,6 +31,8 @@ class Weight:
         unit_dim: the dimension that counts the units that it leads into.
         input_dim: the dimension that counts those it comes from.
         aliases: other names of the same parameter, where it is tied.
+        groups: of a transposed convolution: so many units share each index along `unit_dim`. 1
+            everywhere else, where an index is one unit.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Weight:
     unit_dim: int
     input_dim: int
     aliases: tuple[str, ...] = ()
+    groups: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,7 +73,7 @@ def find_weights(
     *,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
-    types: tuple[type[nn.Module], ...] | None = None,
+    types: type[nn.Module] | Iterable[type[nn.Module]] | None = None,
     outputs: Collection[str] = (),
 ) -> Weights:
     """Find the weights that can be pruned.
@@ -91,6 +96,8 @@ def find_weights(
         ValueError: when a pattern matches no parameter and no layer of the model.
     """
     modules = dict(model.named_modules())
+    if types is not None:
+        types = (types,) if isinstance(types, type) else tuple(types)
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -103,10 +110,11 @@ def find_weights(
     for name, parameter in model.named_parameters():
         aliases = names[id(parameter)]
         owners = [modules[alias.rpartition(".")[0]] for alias in aliases]
-        reason = _unusable(parameter, aliases, owners, held)
+        reason = _unusable(parameter, held)
         kinds = [
             _dims(owner, alias.rpartition(".")[2], parameter)
             for owner, alias in zip(owners, aliases, strict=True)
+            if reason is None  # a lazy parameter has no dimensions to ask for
         ]
         layer = name.rpartition(".")[0]
         if reason is None and any(isinstance(kind, str) for kind in kinds):
@@ -128,7 +136,9 @@ def find_weights(
             left[name] = reason
             continue
         (unit_dim, input_dim), *_ = [kind for kind in kinds if not isinstance(kind, str)]
-        found[name] = Weight(name, parameter, layer, unit_dim, input_dim, tuple(aliases[1:]))
+        groups = max(o.groups if isinstance(o, _TRANSPOSED) else 1 for o in owners)
+        others = tuple(aliases[1:])
+        found[name] = Weight(name, parameter, layer, unit_dim, input_dim, others, groups)
     return Weights(found, left)
 
 
@@ -140,10 +150,11 @@ def _dims(module: nn.Module, own: str, parameter: Tensor) -> tuple[int, int] | s
         return "an embedding, or tied to one"
     if "Norm" in type(module).__name__:
         return f"it belongs to a norm ({type(module).__name__})"
-    if isinstance(module, parametrize.ParametrizationList) or own in ("weight_g", "weight_v"):
-        return "another weight is computed from it (a parametrization): masks would not hold there"
-    if own == "weight_orig":
+    if own.endswith("_orig") and hasattr(module, own.removesuffix("_orig") + "_mask"):
         return "torch.nn.utils.prune computes the weight from it: take it off (prune.remove) first"
+    computed = own.startswith("weight") and own.endswith(("_g", "_v", "_orig"))
+    if isinstance(module, parametrize.ParametrizationList) or computed:
+        return "another weight is computed from it (a parametrization): masks would not hold there"
     if parameter.dim() < 2:
         return f"it has {parameter.dim()} dimensions: no connections between units"
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and own == "weight":
@@ -152,16 +163,15 @@ def _dims(module: nn.Module, own: str, parameter: Tensor) -> tuple[int, int] | s
         return 1, 0
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and own == "weight":
         return 0, 1
-    recurrent = isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and own.startswith("weight_")
+    cells = (nn.RNNBase, nn.RNNCellBase)
+    recurrent = isinstance(module, cells) and _RECURRENT.fullmatch(own) is not None
     attention = isinstance(module, nn.MultiheadAttention) and own.endswith("proj_weight")
     if recurrent or attention:
         return 0, 1
     return _NO_GROUND.format(kind=own, owner=type(module).__name__)
 
 
-def _unusable(
-    parameter: Tensor, names: Iterable[str], owners: Iterable[nn.Module], held: set[int] | None
-) -> str | None:
+def _unusable(parameter: Tensor, held: set[int] | None) -> str | None:
     """Return why the values of a parameter cannot be masked; None where they can."""
     if is_lazy(parameter):
         return "it has no shape yet (a lazy layer that has not run)"

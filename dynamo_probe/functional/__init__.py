@@ -13,6 +13,8 @@ from dynamo_probe.functional.dormancy import (
 from dynamo_probe.functional.gradients import grama_activation_scores, grama_weight_scores
 from dynamo_probe.functional.importance import grasp_scores, magnitude_scores
 from dynamo_probe.functional.overlap import overlap_coefficient
+from dynamo_probe.functional.plasticity import pruning_plasticity
+from dynamo_probe.functional.plasticity_report import PlasticityReport
 from dynamo_probe.functional.rank import (
     effective_rank,
     participation_ratio,
@@ -28,13 +30,16 @@ from dynamo_probe.functional.saturation import (
     saturation,
 )
 from dynamo_probe.functional.selection import select_exact, select_globally
+from dynamo_probe.functional.sparsity import SparsityReport, sparsity_report
 from dynamo_probe.functional.trainability import TrainabilityReport, trainability
 from dynamo_probe.functional.updates import mean_weight_magnitude, relative_change
 from dynamo_probe.functional.utility import contribution_utility, outgoing_magnitude
 
 __all__ = [
+    "PlasticityReport",
     "RecycleReport",
     "SaturationShares",
+    "SparsityReport",
     "TrainabilityReport",
     "constant_units",
     "contribution_utility",
@@ -55,6 +60,7 @@ __all__ = [
     "outgoing_magnitude",
     "overlap_coefficient",
     "participation_ratio",
+    "pruning_plasticity",
     "rank_summary",
     "recycle",
     "relative_change",
@@ -62,6 +68,7 @@ __all__ = [
     "saturation",
     "select_exact",
     "select_globally",
+    "sparsity_report",
     "spectrum",
     "srank",
     "stable_rank",

@@ -71,11 +71,13 @@ def exact_counts(
     """Turn densities into whole numbers of weights that add up to the budget, to the weight.
 
     Shares are rounded down; what is missing goes to the largest remainders, ties in the order of
-    `shapes`. No layer gets less than one weight, nor less than `floor` of it.
+    `shapes`. No layer gets less than one weight, nor less than `floor` of it. Where that takes more
+    than the budget has, or where `total` is not what the densities come to, the densities of all
+    other layers are scaled alike, up to 1.
 
     Args:
         shapes: {weight's name: its shape}.
-        densities: {name: density}.
+        densities: {name: density}, each in [0, 1].
         total: how many weights in all; None takes the rounded sum of density x size.
         floor: the least density of a layer, in [0, 1].
 
@@ -83,7 +85,8 @@ def exact_counts(
         {name: count}.
 
     Raises:
-        ValueError: when the floors alone exceed the total, or the total exceeds all there is.
+        ValueError: when a density is missing or out of range, the floors alone exceed the total,
+            or the total exceeds all there is.
 
     Example:
         >>> exact_counts({"a": (3,), "b": (3,)}, {"a": 0.5, "b": 0.5}, total=3)
@@ -91,22 +94,18 @@ def exact_counts(
     """
     sizes = {name: math.prod(shape) for name, shape in _full(shapes)}
     least = least_counts(shapes, floor)
-    wanted = {name: min(max(densities[name], 0.0), 1.0) * size for name, size in sizes.items()}
+    wanted = {name: _listed(name, densities) * size for name, size in sizes.items()}
     if total is None:
-        total = round(sum(wanted.values()))
+        total = round(math.fsum(wanted.values()))
     check_total(total, least, sizes)
-    counts = {name: max(least[name], math.floor(wanted[name] + 1e-9)) for name in sizes}
-    order = sorted(sizes, key=lambda name: counts[name] - wanted[name])
-    while (missing := total - sum(counts.values())) != 0:
-        # Largest remainders first; where floors took too much, it comes from whoever has most.
-        step = 1 if missing > 0 else -1
-        room = [n for n in order if counts[n] < sizes[n]] if step > 0 else []
-        if step < 0:
-            room = sorted((n for n in sizes if counts[n] > least[n]), key=lambda n: -counts[n])
-        share = max(1, abs(missing) // (4 * len(room)))
-        for name in room[: abs(missing)]:
-            limit = sizes[name] - counts[name] if step > 0 else counts[name] - least[name]
-            counts[name] += step * min(share, limit)
+    shares = _scaled_shares(wanted, least, sizes, total)
+    counts = {name: math.floor(share + 1e-9) for name, share in shares.items()}
+    order = sorted(sizes, key=lambda name: counts[name] - shares[name])
+    while (missing := total - sum(counts.values())) > 0:
+        room = [name for name in order if counts[name] < sizes[name]]
+        each = max(1, missing // (4 * len(room)))
+        for name in room[:missing]:
+            counts[name] += min(each, sizes[name] - counts[name])
     return counts
 
 
@@ -129,7 +128,9 @@ def check_total(total: int, least: Mapping[str, int], sizes: Mapping[str, int]) 
             f"{sum(least.values())} (no layer is emptied): raise the density or lower the floor"
         )
     if total > sum(sizes.values()):
-        raise ValueError(f"{total} weights are to stay, of {sum(sizes.values())}")
+        raise ValueError(
+            f"{total} weights are to stay, and there are {sum(sizes.values())}: lower the total"
+        )
 
 
 def check_density(density: float, what: str = "density") -> None:
@@ -171,6 +172,40 @@ def _scaled(
         if scale * largest <= 1 + 1e-12:
             return {n: 1.0 if n in whole else min(1.0, scale * weight_of[n]) for n in sizes}
         whole |= {name for name in free if weight_of[name] == largest}
+
+
+def _listed(name: str, densities: Mapping[str, float]) -> float:
+    """Return the density of a weight, at most 1; refuse what is none."""
+    if name not in densities:
+        raise ValueError(f"{name!r} has no density; give one for each of the weights")
+    if not 0 <= densities[name] <= 1 + 1e-9:
+        raise ValueError(f"the density of {name!r} is {densities[name]}; give a share from 0 to 1")
+    return min(densities[name], 1.0)
+
+
+def _scaled_shares(
+    wanted: Mapping[str, float], least: Mapping[str, int], sizes: Mapping[str, int], total: int
+) -> dict[str, float]:
+    """Return c x what is wanted, between the least and the size, with the c that gives the total.
+
+    c is rounded so that the shares do not exceed the total; it is 1 where what is wanted will do.
+    """
+
+    def shares(scale: float) -> dict[str, float]:
+        return {n: min(max(scale * w, least[n]), sizes[n]) for n, w in wanted.items()}
+
+    excess = math.fsum(shares(1.0).values()) - total
+    if abs(excess) <= 0.5:  # what rounding the total comes to
+        return shares(1.0)
+    low, high = 0.0, 1.0
+    if excess < 0:
+        low, high = 1.0, max((sizes[n] / w for n, w in wanted.items() if w > 0), default=1.0)
+    while low < (middle := (low + high) / 2) < high:
+        if math.fsum(shares(middle).values()) <= total:
+            low = middle
+        else:
+            high = middle
+    return shares(low)
 
 
 def _full(shapes: Shapes) -> list[tuple[str, Sequence[int]]]:

@@ -65,8 +65,12 @@ def grasp_scores(
             if gradient is None:
                 raise ValueError(f"the loss does not depend on {name}: it cannot be scored")
             flow = flow + (gradient * gradient.detach()).sum().to(flow)
-        # d(g . stop(g))/dw = H g
-        second = torch.autograd.grad(flow, parameters, allow_unused=True)
+        # d(g . stop(g))/dw = H g, which is 0 where no gradient depends on the weights.
+        second = (
+            torch.autograd.grad(flow, parameters, allow_unused=True)
+            if flow.requires_grad
+            else [None] * len(parameters)
+        )
     return {
         name: _wide(p.detach()) * (torch.zeros_like(p) if hg is None else _wide(hg))
         for name, p, hg in zip(names, parameters, second, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -26,36 +27,15 @@ def select_exact(scores: Tensor, k: int, *, among: Tensor | None = None) -> Tens
         BoolTensor of the shape of `scores` with exactly k True.
 
     Raises:
-        ValueError: when k is out of range, a candidate is NaN, or the shapes differ.
+        ValueError: when k is out of range, a candidate is NaN, or `among` is no BoolTensor of the
+            shape of `scores`.
 
     Example:
         >>> select_exact(torch.tensor([1.0, 3.0, 2.0, 2.0]), 2)
         tensor([False,  True,  True, False])
     """
-    if among is not None and among.shape != scores.shape:
-        raise ValueError(
-            f"among has shape {tuple(among.shape)} and scores {tuple(scores.shape)}; give one "
-            "candidate flag for each score"
-        )
-    candidates = scores.detach().flatten() if among is None else scores.detach()[among]
-    if not 0 <= k <= len(candidates):
-        raise ValueError(f"k is {k}; there are {len(candidates)} to select from")
-    if k == len(candidates):
-        _refuse_nan(candidates)
-        return torch.ones_like(scores, dtype=torch.bool) if among is None else among.clone()
-    if k == 0:
-        _refuse_nan(candidates)
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = kth_largest(candidates, k)
-    chosen = scores.detach() > threshold
-    if among is not None:
-        chosen &= among
-    missing = k - int(torch.count_nonzero(chosen))
-    tied = scores.detach() == threshold
-    if among is not None:
-        tied &= among
-    _add_first(chosen, tied, missing)
-    return chosen
+    flags = {} if among is None else {"": _flags(scores, among)}
+    return _select({"": scores.detach()}, k, flags)[""]
 
 
 def select_globally(
@@ -73,8 +53,8 @@ def select_globally(
         scores: {name: scores of any shape}.
         k: how many in all.
         among: {name: BoolTensor of candidates}; None takes all.
-        floors: {name: how many at least}; a tensor's best ones come first up to its floor. None
-            sets no floor.
+        floors: {name: how many at least}; a tensor's best ones come first up to its floor. Where
+            there is no name, there is no floor.
 
     Returns:
         {name: BoolTensor}; the counts add up to k.
@@ -82,27 +62,24 @@ def select_globally(
     Raises:
         ValueError: as for `select_exact`, and when the floors cannot be met.
     """
-    candidates = {
-        name: s.detach().flatten() if among is None else s.detach()[among[name]]
-        for name, s in scores.items()
-    }
-    available = sum(len(c) for c in candidates.values())
-    if not 0 <= k <= available:
-        raise ValueError(f"k is {k}; there are {available} to select from")
-    if floors and (
-        sum(floors.values()) > k or any(floors[n] > len(c) for n, c in candidates.items())
-    ):
-        raise ValueError(f"the floors {dict(floors)} cannot be met with {k} in all")
-    chosen = _globally(scores, candidates, k, among)
-    if floors and any(int(torch.count_nonzero(chosen[n])) < floors[n] for n in chosen):
-        sure = {
-            name: select_exact(s, floors[name], among=None if among is None else among[name])
-            for name, s in scores.items()
-        }
-        lifted = {n: s.masked_fill(sure[n], float("inf")) for n, s in scores.items()}
-        rest = {n: (~sure[n] if among is None else among[n] & ~sure[n]) for n in scores}
-        candidates = {n: s[rest[n]] for n, s in lifted.items()}
-        more = _globally(scores, candidates, k - sum(floors.values()), rest)
+    if not scores:
+        raise ValueError("no scores were given; give {name: scores}")
+    # In one precision: a threshold means the same everywhere.
+    kind = reduce(torch.promote_types, (s.dtype for s in scores.values()))
+    scores = {name: s.detach().to(kind) for name, s in scores.items()}
+    flags = {} if among is None else {n: _flags(s, among[n]) for n, s in scores.items()}
+    available = _available(scores, flags)
+    _check_number(k, sum(available.values()))
+    least = {name: 0 if floors is None else floors.get(name, 0) for name in scores}
+    if sum(least.values()) > k or any(not 0 <= least[n] <= available[n] for n in least):
+        raise ValueError(
+            f"the floors {least} cannot be met with {k} in all: lower them, or select more"
+        )
+    chosen = _select(scores, k, flags)
+    if any(number and int(torch.count_nonzero(chosen[n])) < number for n, number in least.items()):
+        sure = {n: select_exact(s, least[n], among=flags.get(n)) for n, s in scores.items()}
+        rest = {n: flags[n] & ~sure[n] if flags else ~sure[n] for n in scores}
+        more = _select(scores, k - sum(least.values()), rest)
         chosen = {name: sure[name] | more[name] for name in scores}
     return chosen
 
@@ -113,9 +90,9 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: when a value is NaN.
     """
-    _refuse_nan(values)
+    refuse_nan(values)
     if values.dtype != torch.float32 or len(values) < _WORTH_COUNTING:
-        return values.kthvalue(len(values) - k + 1).values
+        return _kth_largest(values, k)
     lowest, highest = values.aminmax()
     if lowest == highest:
         return lowest
@@ -129,47 +106,91 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
     inside = values[buckets == _HALF - 1 - place]
     rank = k - int(from_above[place]) + len(inside)
     lowest, highest = inside.aminmax()
-    return lowest if lowest == highest else inside.kthvalue(len(inside) - rank + 1).values
+    return lowest if lowest == highest else _kth_largest(inside, rank)
 
 
-def _globally(
-    scores: Mapping[str, Tensor],
-    candidates: Mapping[str, Tensor],
-    k: int,
-    among: Mapping[str, Tensor] | None,
-) -> dict[str, Tensor]:
-    every = torch.cat(list(candidates.values()))
-    if k == 0:
-        _refuse_nan(every)
-        return {name: torch.zeros_like(s, dtype=torch.bool) for name, s in scores.items()}
-    threshold = kth_largest(every, k)
-    del every
-    chosen: dict[str, Tensor] = {}
-    ties: dict[str, Tensor] = {}
-    for name, s in scores.items():
-        chosen[name], ties[name] = s.detach() > threshold, s.detach() == threshold
-        if among is not None:
-            chosen[name] &= among[name]
-            ties[name] &= among[name]
-    missing = k - sum(int(torch.count_nonzero(c)) for c in chosen.values())
-    for name, tied in ties.items():
-        if missing == 0:
+def refuse_nan(values: Tensor) -> None:
+    """Refuse scores among which there is no order.
+
+    Raises:
+        ValueError: when one is NaN.
+    """
+    # The largest of values is NaN where one of them is, and costs a tenth of isnan().any().
+    if values.is_floating_point() and values.numel() and bool(values.max().isnan()):
+        raise ValueError("a score is NaN: there is no order; find out where it comes from first")
+
+
+def _kth_largest(values: Tensor, k: int) -> Tensor:
+    if values.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # kthvalue refuses to run then, as its index is not determined where values are equal.
+        return values.sort(descending=True).values[k - 1]
+    return values.kthvalue(len(values) - k + 1).values
+
+
+def _flags(scores: Tensor, among: Tensor) -> Tensor:
+    if among.shape != scores.shape or among.dtype != torch.bool:
+        raise ValueError(
+            f"among is {among.dtype} of shape {tuple(among.shape)} and scores have shape "
+            f"{tuple(scores.shape)}; give a BoolTensor with one flag for each score"
+        )
+    return among
+
+
+def _available(scores: Mapping[str, Tensor], flags: Mapping[str, Tensor]) -> dict[str, int]:
+    return {
+        name: int(torch.count_nonzero(flags[name])) if flags else s.numel()
+        for name, s in scores.items()
+    }
+
+
+def _check_number(k: int, available: int) -> None:
+    if not 0 <= k <= available:
+        raise ValueError(f"k is {k}; there are {available} to select from")
+
+
+def _select(scores: Mapping[str, Tensor], k: int, flags: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select the k largest of several tensors; of equal ones, those that come first.
+
+    Args:
+        scores: {name: scores}.
+        k: how many in all.
+        flags: {name: BoolTensor of candidates}; empty where all are.
+    """
+    available = sum(_available(scores, flags).values())
+    _check_number(k, available)
+    everything = _joined(scores, flags)
+    if k in (0, available):
+        refuse_nan(everything)
+        if k and flags:
+            return {name: flags[name].clone() for name in scores}
+        return {n: torch.full_like(s, bool(k), dtype=torch.bool) for n, s in scores.items()}
+    threshold = kth_largest(everything, k)
+    del everything
+    chosen = {name: s >= threshold.to(s.device) for name, s in scores.items()}
+    for name, flag in flags.items():
+        chosen[name] &= flag
+    excess = sum(int(torch.count_nonzero(flag)) for flag in chosen.values()) - k
+    for name in reversed(list(scores)):
+        if excess == 0:
             break
-        missing -= _add_first(chosen[name], tied, missing)
+        # Only now, because equal scores are rare, and looking for them is dear.
+        tied = (scores[name] == threshold.to(scores[name].device)) & chosen[name]
+        places = tied.nonzero()[-excess:]
+        chosen[name][tuple(places.T)] = False
+        excess -= len(places)
     return chosen
 
 
-def _add_first(chosen: Tensor, tied: Tensor, missing: int) -> int:
-    """Set the first `missing` of the tied places; return how many were set."""
-    if missing == 0:
-        return 0
-    # Not flatten() of `chosen`: a tensor that is not contiguous would be copied.
-    places = tied.nonzero()[:missing]
-    chosen[tuple(places.T)] = True
-    return len(places)
-
-
-def _refuse_nan(values: Tensor) -> None:
-    # The largest of values is NaN where one of them is, and costs a tenth of isnan().any().
-    if values.is_floating_point() and len(values) and bool(values.max().isnan()):
-        raise ValueError("a score is NaN: there is no order; find out where it comes from first")
+def _joined(scores: Mapping[str, Tensor], flags: Mapping[str, Tensor]) -> Tensor:
+    """Return all candidates in one row; floats that are none stand there as the lowest of all."""
+    home = next(iter(scores.values())).device
+    parts: list[Tensor] = []
+    for name, s in scores.items():
+        if not flags:
+            parts.append(s.flatten().to(home))
+        elif s.is_floating_point():  # several times cheaper than picking the candidates out
+            lowest = torch.full((), float("-inf"), dtype=s.dtype, device=s.device)
+            parts.append(torch.where(flags[name], s, lowest).flatten().to(home))
+        else:
+            parts.append(s[flags[name]].to(home))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

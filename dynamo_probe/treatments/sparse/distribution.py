@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from dynamo_probe.anatomy.weights import Weight
@@ -24,6 +24,7 @@ def check_distribution(distribution: Distribution) -> None:
     """Refuse a distribution that there is not.
 
     Raises:
+        TypeError: when it is neither a name nor densities by name.
         ValueError: when it is an unknown name, or a density is out of range.
     """
     if isinstance(distribution, str):
@@ -32,6 +33,10 @@ def check_distribution(distribution: Distribution) -> None:
                 f"distribution is {distribution!r}; give 'uniform', 'erk' or {{pattern: density}}"
             )
         return
+    if not isinstance(distribution, Mapping):
+        raise TypeError(
+            f"distribution is {distribution!r}; give 'uniform', 'erk' or {{pattern: density}}"
+        )
     if not distribution:
         raise ValueError("distribution is empty; give {pattern of names: density}")
     for pattern, density in distribution.items():
@@ -56,13 +61,15 @@ def layer_counts(
         granularity: the pattern that the counts have to allow.
 
     Raises:
-        ValueError: when a weight has no density, or the budget cannot be met.
+        ValueError: when a weight has no density, a density has no weight, or the budget cannot be
+            met.
     """
     shapes = {name: weight.shape for name, weight in weights.items()}
     if isinstance(distribution, str):
         densities = _FORMULAS[distribution](shapes, density)
         total = round(density * sum(weight.parameter.numel() for weight in weights.values()))
     else:
+        _check_patterns(weights, distribution)
         densities, total = {name: _given(name, distribution) for name in weights}, None
     counts = exact_counts(shapes, densities, total=total, floor=floor)
     return {name: granularity.count(weights[name], count) for name, count in counts.items()}
@@ -70,9 +77,22 @@ def layer_counts(
 
 def _given(name: str, densities: Mapping[str, float]) -> float:
     for pattern, density in densities.items():
-        if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern):
+        if _names(pattern, name):
             return density
     raise ValueError(
         f"distribution= has no density for {name!r}; add a pattern such as '*': 1.0, or leave it "
         "whole with exclude="
     )
+
+
+def _check_patterns(weights: Iterable[str], densities: Mapping[str, float]) -> None:
+    for pattern in densities:
+        if not any(_names(pattern, name) for name in weights):
+            raise ValueError(
+                f"the pattern {pattern!r} of distribution= names none of the weights that are "
+                f"masked ({', '.join(weights)}): correct it or leave it out"
+            )
+
+
+def _names(pattern: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)

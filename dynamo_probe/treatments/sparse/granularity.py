@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from dynamo_probe.anatomy.weights import Weight
-from dynamo_probe.functional.selection import select_exact
+from dynamo_probe.functional.selection import refuse_nan, select_exact
+
+_SHARED = "its units come in groups that share their place in the weight (a transposed convolution)"
 
 
 class Granularity(Protocol):
@@ -91,6 +93,8 @@ class Grouped:
 
     def unfit(self, where: Weight) -> str | None:
         """Refuse inputs that do not come in whole groups."""
+        if where.groups > 1:
+            return _SHARED
         inputs = where.shape[where.input_dim]
         if self.size is not None and inputs % self.size:
             return f"its {inputs} inputs are not whole groups of {self.size}"
@@ -98,29 +102,53 @@ class Grouped:
 
     def count(self, where: Weight, wanted: int) -> int:
         """Return a whole number for every group, at least one."""
-        total = math.prod(where.shape)
-        groups = total // self._length(where)
+        groups = self._number(where)
         each = min(max(1, round(wanted / groups)), self._length(where))
         return groups * (each if self.keep is None else max(each, self.keep))
 
     def best(self, where: Weight, scores: Tensor, count: int, among: Tensor | None) -> Tensor:
-        """Return the best of each group; of equal ones, those that come first."""
+        """Return the best of each group; of equal ones, those that come first.
+
+        Raises:
+            ValueError: when the count is not the same for every group, or a group has fewer
+                candidates.
+        """
         if among is not None:
-            scores = scores.masked_fill(~among, -math.inf)
-        groups = self._groups(where, scores)
-        each = count // groups.shape[0]
-        order = groups.argsort(dim=1, descending=True, stable=True)[:, :each]
-        chosen = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
-        return self._back(where, chosen)
+            fewest = int(self._groups(where, among).sum(1).min())
+            if fewest * self._number(where) < count:
+                raise ValueError(self._broken(where, f"has only {fewest} to choose from"))
+            scores = finite(scores).masked_fill(~among, -math.inf)
+        return self._first(where, scores, count)
 
     def drop(self, where: Weight, scores: Tensor, active: Tensor, share: float) -> Tensor:
         """Return the active connections without the worst of the whole weight."""
         return Unstructured().drop(where, scores, active, share)
 
     def grow(self, where: Weight, scores: Tensor, active: Tensor, count: int) -> Tensor:
-        """Fill every group up with the best of its others."""
-        lifted = scores.masked_fill(active, math.inf)
-        return self.best(where, lifted, count, None)
+        """Fill every group up with the best of its others.
+
+        Raises:
+            ValueError: when the count is not the same for every group, or a group has more.
+        """
+        most = int(self._groups(where, active).sum(1).max())
+        if most * self._number(where) > count:
+            raise ValueError(self._broken(where, f"has {most} already"))
+        return self._first(where, finite(scores).masked_fill(active, math.inf), count)
+
+    def _first(self, where: Weight, scores: Tensor, count: int) -> Tensor:
+        groups = self._groups(where, scores)
+        refuse_nan(groups)
+        if count % len(groups):
+            raise ValueError(f"{count} connections are not the same for {len(groups)} groups")
+        order = groups.argsort(dim=1, descending=True, stable=True)[:, : count // len(groups)]
+        chosen = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
+        return self._back(where, chosen)
+
+    def _broken(self, where: Weight, reason: str) -> str:
+        return f"{where.name} does not have the pattern {self.name} now: a group {reason}"
+
+    def _number(self, where: Weight) -> int:
+        return math.prod(where.shape) // self._length(where)
 
     def _length(self, where: Weight) -> int:
         return self.size or math.prod(where.shape) // where.units
@@ -134,7 +162,9 @@ class Grouped:
 
     def _back(self, where: Weight, groups: Tensor) -> Tensor:
         shape = self._ordered(where, torch.empty(where.shape, device="meta")).shape
-        return groups.view(shape).movedim((0, -1), (where.unit_dim, where.input_dim)).contiguous()
+        return (
+            groups.reshape(shape).movedim((0, -1), (where.unit_dim, where.input_dim)).contiguous()
+        )
 
 
 class Channels:
@@ -148,6 +178,8 @@ class Channels:
 
     def unfit(self, where: Weight) -> str | None:
         """Refuse a single unit."""
+        if where.groups > 1:
+            return _SHARED
         return "it leads into a single unit" if where.units < 2 else None
 
     def count(self, where: Weight, wanted: int) -> int:
@@ -179,12 +211,24 @@ class Channels:
         return scores.movedim(where.unit_dim, 0).flatten(1).mean(1)
 
     def _units(self, where: Weight, mask: Tensor) -> Tensor:
-        return mask.movedim(where.unit_dim, 0).flatten(1).any(1)
+        flags = mask.movedim(where.unit_dim, 0).flatten(1)
+        units = flags.any(1)
+        if not torch.equal(units, flags.all(1)):
+            raise ValueError(
+                f"{where.name} does not have the pattern {self.name} now: a unit has only a part "
+                "of its connections"
+            )
+        return units
 
     def _whole(self, where: Weight, units: Tensor) -> Tensor:
         shape = [1] * len(where.shape)
         shape[where.unit_dim] = -1
         return units.view(shape).expand(where.shape).contiguous()
+
+
+def finite(scores: Tensor) -> Tensor:
+    """Return scores with the largest and smallest numbers in place of infinities."""
+    return scores.nan_to_num(nan=math.nan)
 
 
 def dropped(there: int, share: float) -> int:
@@ -196,9 +240,12 @@ def as_granularity(given: str | Granularity) -> Granularity:
     """Return the granularity of a name: `unstructured`, `2:4` (or any `N:M`), `fan-in`, `channels`.
 
     Raises:
+        TypeError: when it is neither a name nor a granularity.
         ValueError: when there is none of that name.
     """
     if not isinstance(given, str):
+        if isinstance(given, type) or not hasattr(given, "unfit"):
+            raise TypeError(f"granularity is {given!r}; give a name such as '2:4', or an object")
         return given
     if given == "unstructured":
         return Unstructured()

@@ -24,13 +24,13 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
         ValueError: when there are not as many bits as the shape needs.
     """
     size = math.prod(shape)
-    if bits.dtype != torch.uint8 or bits.dim() != 1 or len(bits) != -(-size // 8):
+    if bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(
-            f"{len(bits)} bytes of a packed mask do not fit the shape {tuple(shape)}, which takes "
-            f"{-(-size // 8)}"
+            f"a packed mask of shape {tuple(shape)} is {-(-size // 8)} bytes, and this is "
+            f"{bits.dtype} of shape {tuple(bits.shape)}: it was saved with another model"
         )
     flags = np.unpackbits(bits.cpu().numpy(), count=size)
-    return torch.from_numpy(flags).view(torch.bool).view(*shape)
+    return torch.from_numpy(flags).view(torch.bool).view(tuple(shape))
 
 
 def packed(mask: Tensor) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -79,7 +80,11 @@ class Planner:
             share: share of each layer's connections that are exchanged.
             prune_scores: makes the scores by which connections stay, when they are needed.
             grow_scores: makes the scores by which they are grown.
+
+        Raises:
+            ValueError: when the counts cannot be met, or a score is NaN.
         """
+        grow_scores = cache(grow_scores)
         there = {name: int(torch.count_nonzero(mask)) for name, mask in masks.items()}
         wanted = counts if isinstance(counts, int) else sum(counts.values())
         changes = wanted != sum(there.values()) if isinstance(counts, int) else counts != there
@@ -127,7 +132,7 @@ class Planner:
         return found
 
     def _drop(self, name: str, mask: Tensor, scores: Tensor, share: float) -> Tensor:
-        if bool(mask.all()):
+        if self.grow_scope == "layer" and bool(mask.all()):
             return mask  # nothing could grow in exchange but what was dropped
         return self.granularity.drop(self.weights[name], scores, mask, share)
 
@@ -142,17 +147,21 @@ class Planner:
             }
         left = {name: int(torch.count_nonzero(mask)) for name, mask in kept.items()}
         missing = sum(there.values()) - sum(left.values())
+        # What a layer has lost below its floor it gets back first.
+        owed = {n: max(0, min(self.floors[n], there[n]) - left[n]) for n in kept}
         others = {name: ~mask for name, mask in kept.items()}
         if self.grow_scope == "global":
-            new = select_globally(scores, missing, among=others)
+            new = select_globally(scores, missing, among=others, floors=owed)
             return {name: kept[name] | new[name] for name in kept}
-        room = {name: math.prod(self.weights[name].shape) - left[name] for name in kept}
-        mean = {n: float(scores[n][kept[n]].double().mean()) if left[n] else 0.0 for n in kept}
-        given = shared_out(missing, mean, room)
+        # The means are of what was there before the exchange, as in SNFS's reference.
+        mean = {
+            n: float(scores[n][m].double().mean()) if there[n] else 0.0 for n, m in masks.items()
+        }
+        room = {n: math.prod(self.weights[n].shape) - left[n] - owed[n] for n in kept}
+        more = shared_out(missing - sum(owed.values()), mean, room)
+        count = {name: left[name] + owed[name] + more[name] for name in kept}
         return {
-            name: self.granularity.grow(
-                self.weights[name], scores[name], mask, left[name] + given[name]
-            )
+            name: self.granularity.grow(self.weights[name], scores[name], mask, count[name])
             for name, mask in kept.items()
         }
 
@@ -162,13 +171,24 @@ def shared_out(amount: int, shares: Mapping[str, float], room: Mapping[str, int]
 
     Args:
         amount: what is divided; at most the sum of the room.
-        shares: {name: how much it wants}, non-negative.
+        shares: {name: how much it wants}, non-negative; where nobody wants any, all get alike.
         room: {name: how much it can take}.
+
+    Raises:
+        ValueError: when there is not the room, or a share is negative or not finite.
 
     Example:
         >>> shared_out(10, {"a": 3.0, "b": 1.0}, {"a": 5, "b": 9})
         {'a': 5, 'b': 5}
     """
+    if amount > sum(room.values()):
+        raise ValueError(f"{amount} are to be divided, and there is room for {sum(room.values())}")
+    wrong = [name for name in room if not 0 <= shares[name] < math.inf]
+    if wrong:
+        raise ValueError(
+            f"the share of {wrong[0]} is {shares[wrong[0]]}: dividing by mean scores needs scores "
+            "that are finite and not negative; give another grow= or grow_scope='layer'"
+        )
     given = dict.fromkeys(room, 0)
     while (left := amount - sum(given.values())) > 0:
         open_to = [name for name in room if given[name] < room[name]]
