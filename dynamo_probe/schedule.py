@@ -173,7 +173,8 @@ class Cubic:
         ValueError: when `end <= start` or `start < 0`.
 
     Example:
-        >>> [Cubic(1.0, 0.1, start=0, end=10).at(update) for update in (0, 5, 10, 11)]
+        >>> density = Cubic(1.0, 0.1, start=0, end=10)
+        >>> [round(density.at(update), 4) for update in (0, 5, 10, 11)]
         [1.0, 0.2125, 0.1, 0.1]
     """
 

@@ -95,7 +95,7 @@ def find_weights(
     Raises:
         ValueError: when a pattern matches no parameter and no layer of the model.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     if types is not None:
         types = (types,) if isinstance(types, type) else tuple(types)
     names: dict[int, list[str]] = {}

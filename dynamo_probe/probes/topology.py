@@ -107,6 +107,7 @@ class Topology(Probe):
         self._masks = MaskSource()
         self._products = ProductSource()
         self._listening: list[tuple[Connections, Any]] = []
+        self._owners: list[str] = []
         self._failure: Exception | None = None
 
     def attach(self, site: Site) -> None:
@@ -123,6 +124,7 @@ class Topology(Probe):
             listener = partial(self._take, connections)
             connections.listeners.append(listener)
             self._listening.append((connections, listener))
+            self._owners.append(connections.owner)
 
     def _take(self, connections: Connections, change: Change) -> None:
         try:
@@ -322,5 +324,4 @@ class Topology(Probe):
 
     def report(self) -> list[str]:
         """Say whose connections are read."""
-        owners = ", ".join(connections.owner for connections, _ in self._listening)
-        return [f"reads the masks of {owners}"] if owners else []
+        return [f"reads the masks of {', '.join(self._owners)}"] if self._owners else []

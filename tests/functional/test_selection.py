@@ -257,14 +257,11 @@ def test_many_scores_of_several_tensors_are_selected_as_one() -> None:
 
 
 def test_a_threshold_is_the_same_number_in_every_precision() -> None:
-    # 0.1 in float32 is 1.5e-9 more than in float64, where it is the third largest.
-    scores = {
-        "double": torch.tensor([0.1, 0.3], dtype=torch.float64),
-        "single": torch.tensor([0.1, 0.2]),
-    }
-    found = select_globally(scores, 3)
-    assert found["double"].tolist() == [False, True]
-    assert found["single"].tolist() == [True, True]
+    # 0.7 in float32 is 1.2e-8 less than in float64, where it is the second largest.
+    single, double = torch.tensor([0.7]), torch.tensor([0.9, 0.7], dtype=torch.float64)
+    found = select_globally({"single": single, "double": double}, 2)
+    assert found["single"].tolist() == [False]
+    assert found["double"].tolist() == [True, True]
 
 
 def test_floors_hold_for_whole_numbers_too() -> None:

@@ -87,8 +87,11 @@ def _scores(
     assert isinstance(rules.initial, Score)
     if rules.loss is not None:
         with _untouched(model), torch.enable_grad():
-            found = torch.autograd.grad(rules.loss(), list(parameters.values()))
-        gradients = dict(zip(parameters, found, strict=True))
+            tensors = list(parameters.values())
+            found = torch.autograd.grad(rules.loss(), tensors, allow_unused=True)
+        gradients = {n: g for n, g in zip(parameters, found, strict=True) if g is not None}
+        if missing := [name for name in parameters if name not in gradients]:
+            raise ValueError(f"the loss does not depend on {missing[0]}; leave it out by exclude=")
     return {
         name: rules.initial(evidence("initial", weight, gradients.get(name)))
         for name, weight in weights.items()

@@ -28,7 +28,14 @@ from dynamo_probe.treatments.sparse.rules import (
     mask_times,
 )
 from dynamo_probe.treatments.sparse.scores import Score
-from dynamo_probe.treatments.sparse.targets import Filters, check_fit, check_mirror, find_targets
+from dynamo_probe.treatments.sparse.targets import (
+    Filters,
+    as_patterns,
+    check_fit,
+    check_floors,
+    check_mirror,
+    find_targets,
+)
 from dynamo_probe.treatments.sparse.timing import MaskUpdates
 from dynamo_probe.warning import warn
 
@@ -147,8 +154,8 @@ class SparseTraining(Treatment):
         self.stop = stop
         super().__init__(self._times)
         self._filters = Filters(
-            None if include is None else tuple(include),
-            tuple(exclude),
+            None if include is None else as_patterns(include),
+            as_patterns(exclude),
             types,
             self.rules.granularity,
         )
@@ -171,6 +178,7 @@ class SparseTraining(Treatment):
         check_mirror(site, self.mirror)
         self._site = site
         self._possible = find_targets(site, self._filters, outputs=False)
+        check_floors(self._possible, self.rules)
         self._due = self._times.after(site.step)
         self.connections.owner = self.name
         for score in (*self.rules.scores, self.rules.initial):
@@ -184,7 +192,9 @@ class SparseTraining(Treatment):
         self._due = self._times.after(site.step)
         if self._network is not None or not self.enabled:
             return
-        self._network = self._made(find_targets(site, self._filters, outputs=True))
+        targets = find_targets(site, self._filters, outputs=True)
+        check_floors(targets, self.rules)
+        self._network = self._made(targets)
         self._waiting = waits_for_gradient(self.rules)
         if not self._waiting:
             self._begin(self._network)

@@ -154,7 +154,7 @@ class SparseNetwork:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back; weights and states that are not there are set to 0."""
         self.gatherer.load_state_dict(state["gathered"])
-        self._ever = {name: bits.clone() for name, bits in state["ever"].items()}
+        self._ever = {name: bits.cpu().clone() for name, bits in state["ever"].items()}
         if state["masks"] is not None:
             self._install(Masks.from_state(self.weights, state["masks"]))
             for optimizer in self.site.optimizers:

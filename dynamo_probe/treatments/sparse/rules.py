@@ -69,13 +69,23 @@ class Rules:
         _check_choice("mask_grads", self.mask_grads, MaskGradients)
         if self.accumulate < 1:
             raise ValueError(f"accumulate is {self.accumulate}; give 1 or more updates")
-        if not self.granularity.everywhere and "global" in (
-            self.scope, self.initial_scope, self.grow_scope,
-        ):  # fmt: skip
+        scopes = (self.scope, self.initial_scope, self.grow_scope)
+        if not self.granularity.everywhere and scopes != ("layer",) * 3:
             raise ValueError(
-                f"{self.granularity.name} is chosen layer by layer; give scope='layer' (and "
-                "initial_scope='layer', grow_scope='layer')"
+                f"{self.granularity.name} is chosen layer by layer; give scope='layer', "
+                "initial_scope='layer' and grow_scope='layer'"
             )
+        if self.scope == "layer" and self.grow_scope != "layer":
+            raise ValueError(
+                f"grow_scope='{self.grow_scope}' moves connections between layers, and "
+                "scope='layer' puts them back; give scope='global'"
+            )
+        if self.initial == "zeros" and self.granularity.name != "unstructured":
+            raise ValueError(
+                f"zeros that are there need not be {self.granularity.name}; give "
+                "granularity='unstructured'"
+            )
+        self._check_pattern()
         if not isinstance(self.distribution, str) and (
             self.everywhere or not isinstance(self.density, Constant)
         ):
@@ -92,6 +102,15 @@ class Rules:
             raise ValueError(
                 "GraSP needs the loss of a batch: give loss=, a function without arguments, such "
                 "as lambda: cross_entropy(model(x), y)"
+            )
+
+    def _check_pattern(self) -> None:
+        """Refuse a density that N of M is not."""
+        size, keep = (getattr(self.granularity, name, None) for name in ("size", "keep"))
+        final = self.density.at(self.last_update() or 0)
+        if size and keep and isinstance(self.distribution, str) and final != keep / size:
+            raise ValueError(
+                f"the density comes to {final:g}, and {keep}:{size} is {keep / size:g}; give that"
             )
 
     def last_update(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,10 @@ from torch import nn
 
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.weights import Weight, Weights, find_weights
+from dynamo_probe.functional.densities import check_total, least_counts
 from dynamo_probe.site import Site
 from dynamo_probe.treatments.sparse.granularity import Granularity
+from dynamo_probe.treatments.sparse.rules import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,25 @@ class Filters:
     exclude: tuple[str, ...]
     types: tuple[type[nn.Module], ...] | None
     granularity: Granularity
+
+
+def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return patterns of names as a tuple, also a single one."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def check_floors(targets: Weights, rules: Rules) -> None:
+    """Refuse a density that leaves less than the layers' floors.
+
+    Raises:
+        ValueError: the message says what to change.
+    """
+    if not isinstance(rules.distribution, str) or rules.initial == "zeros":
+        return
+    shapes = {name: weight.shape for name, weight in targets.found.items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    lowest = min(rules.density.at(update) for update in (0, rules.last_update() or 0))
+    check_total(round(lowest * sum(sizes.values())), least_counts(shapes, rules.floor), sizes)
 
 
 def find_targets(site: Site, filters: Filters, *, outputs: bool) -> Weights:

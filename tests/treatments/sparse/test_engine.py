@@ -410,6 +410,10 @@ def test_densities_can_be_given_by_layer() -> None:
         (lambda: dp.StaticSparse(0.1, "grasp"), "give loss="),
         (lambda: dp.StaticSparse(0.1, "synflow"), "'random', 'magnitude', 'snip', 'grasp' or"),
         (lambda: dp.SET(0.1, floor=1.0), "below 1"),
+        (lambda: dp.SNFS(0.5, stop=9, granularity="2:4"), "grow_scope='layer'"),
+        (lambda: dp.RigL(0.5, stop=9, grow_scope="momentum"), "give scope='global'"),
+        (lambda: dp.StaticSparse(0.5, "zeros", granularity="2:4"), "'unstructured'"),
+        (lambda: dp.RigL(0.3, stop=9, granularity="2:4"), "2:4 is 0.5"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_with_the_fix(make: Any, fix: str) -> None:
@@ -444,6 +448,23 @@ def test_meta_and_frozen_weights_stay_whole_and_are_refused_by_name() -> None:
     for name, reason in (("4.weight", "meta device"), ("2.weight", "frozen")):
         with pytest.raises(ValueError, match=reason):
             dp.watch(model, optimizer, dp.StaticSparse(0.1, include=[name]))
+
+
+def test_a_density_below_the_floors_is_refused_when_it_is_attached() -> None:
+    model = mlp(6, 32, 32, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    treatment = dp.GradualMagnitudePruning(0.05, end=30, floor=0.2)
+    with pytest.raises(ValueError, match="raise the density or lower the floor"):
+        dp.watch(model, optimizer, treatment)
+
+
+def test_one_pattern_may_be_given_as_it_is() -> None:
+    model = mlp(6, 32, 32, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    treatment = dp.StaticSparse(0.5, include="2.weight")
+    with dp.watch(model, optimizer, treatment, on_error="raise"):
+        train(model, optimizer, loss, 1)
+    assert list(treatment.connections.weights) == ["2.weight"]
 
 
 def test_a_mirror_of_another_shape_is_refused() -> None:
