@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_probe.anatomy.dataflow import tensors_in
+from dynamo_probe.anatomy.mirror import as_networks, check_mirror
 from dynamo_probe.anatomy.shards import whole
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.wiring import Wiring
@@ -101,7 +102,7 @@ class ReDo(Treatment):
         self.updates = updates
         self.init = init
         self.moments: Moments = moments
-        self.mirror = (mirror,) if isinstance(mirror, nn.Module) else tuple(mirror)
+        self.mirror = as_networks(mirror)
         self.where: Literal["training", "probe"] = on
         self.only = None if layers is None else tuple(layers)
         self.total = 0
@@ -119,13 +120,7 @@ class ReDo(Treatment):
                 does not exist.
         """
         site.check_layers(self.only or ())
-        shapes = {name: p.shape for name, p in site.parameters()}
-        for network in self.mirror:
-            if {name: p.shape for name, p in unwrap(network).named_parameters()} != shapes:
-                raise ValueError(
-                    f"the mirror ({type(network).__name__}) has other parameters than the model; "
-                    "give networks of the same architecture, such as target networks"
-                )
+        check_mirror(site.model, self.mirror)
         if self.init == "own":
             self._initial = {
                 name: record_initial(whole(p.detach()))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynamo_probe.anatomy.mirror import as_networks, check_mirror
 from dynamo_probe.anatomy.weights import Weights
 from dynamo_probe.connections import Change, Connections
 from dynamo_probe.instrument import Treatment
@@ -23,7 +24,6 @@ from dynamo_probe.treatments.sparse.plan import GrowScope
 from dynamo_probe.treatments.sparse.rules import (
     MaskGradients,
     Scope,
-    as_networks,
     make_rules,
     mask_times,
 )
@@ -33,7 +33,6 @@ from dynamo_probe.treatments.sparse.targets import (
     as_patterns,
     check_fit,
     check_floors,
-    check_mirror,
     find_targets,
 )
 from dynamo_probe.treatments.sparse.timing import MaskUpdates
@@ -175,7 +174,7 @@ class SparseTraining(Treatment):
             ValueError: when nothing can be masked, a weight that was named cannot be, or a mirror
                 is not a network of the same shape.
         """
-        check_mirror(site, self.mirror)
+        check_mirror(site.model, self.mirror)
         self._site = site
         self._possible = find_targets(site, self._filters, outputs=False)
         check_floors(self._possible, self.rules)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynamo_probe.functional.densities import check_density
 from dynamo_probe.schedule import Alternating, Constant, Schedule, Value, as_schedule
@@ -169,11 +169,6 @@ def make_rules(
     )
     rules.check()
     return rules
-
-
-def as_networks(mirror: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, ...]:
-    """Return networks that follow as a tuple."""
-    return (mirror,) if isinstance(mirror, nn.Module) else tuple(mirror)
 
 
 def mask_times(every: int | Schedule, rules: Rules) -> tuple[Schedule, list[int]]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.weights import Weight, Weights, find_weights
 from dynamo_probe.functional.densities import check_total, least_counts
 from dynamo_probe.site import Site
@@ -93,21 +92,6 @@ def _refuse_named(found: Weights, include: Sequence[str]) -> None:
         for name in (pattern, f"{pattern}.weight"):
             if name in found.left:
                 raise ValueError(f"{name} cannot be pruned: {found.left[name]}")
-
-
-def check_mirror(site: Site, mirror: Sequence[nn.Module]) -> None:
-    """Refuse networks that are not copies of the model.
-
-    Raises:
-        ValueError: when one has other parameters.
-    """
-    shapes = {name: parameter.shape for name, parameter in site.parameters()}
-    for network in mirror:
-        if {n: p.shape for n, p in unwrap(network).named_parameters()} != shapes:
-            raise ValueError(
-                f"the mirror ({type(network).__name__}) has other parameters than the model; "
-                "give networks of the same architecture, such as target networks"
-            )
 
 
 def check_fit(weights: Mapping[str, Weight], masks: Mapping[str, object]) -> None:
