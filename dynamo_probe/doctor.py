@@ -144,6 +144,8 @@ def _observes(site: Site, instrument: Instrument) -> str:
         return "rides on the training's own forward passes"
     if "probe" in where:
         return "runs the model apart, on a fixed batch"
+    if any(constraint.instrument is instrument for constraint in site.constraints):
+        return "works around every step of the optimizers"
     return "observes nothing by itself"
 
 
