@@ -9,14 +9,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmarks.papers.comparisons import COMPARISONS, rows
-from benchmarks.papers.tables import table
 
 
 def main() -> None:
     """Run, write a row for each run, print the table."""
     names = [comparison.name for comparison in COMPARISONS]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="*", help=f"any of {', '.join(names)}; or cartpole*")
+    parser.add_argument(
+        "name", nargs="*", help=f"any of {', '.join(names)}; or cartpole*, or granet"
+    )
     parser.add_argument("--arms", nargs="+", help="only these arms, such as base 'redo zero'")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --first-seed on")
     parser.add_argument("--first-seed", type=int, default=1)
@@ -24,13 +25,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/papers.jsonl"), help="a row a run")
     options = parser.parse_args()
     wanted = options.name or ["*"]
-    chosen = [one for one in COMPARISONS if any(fnmatch(one.name, name) for name in wanted)]
+    chosen = [
+        one
+        for one in COMPARISONS
+        if any(fnmatch(one.name, n) or one.name.startswith(f"{n}/") for n in wanted)
+    ]
     if not chosen:
         parser.error(f"there is no {' or '.join(wanted)}; the names are {', '.join(names)}")
     if options.arms:
         chosen = [
             replace(one, arms=tuple(a for a in one.arms if a in options.arms)) for one in chosen
         ]
+        chosen = [one for one in chosen if one.arms]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     total = sum(len(comparison.arms) for comparison in chosen) * len(seeds)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +49,8 @@ def main() -> None:
             print(f"{len(done)}/{total} {row['name']}, {row['arm']}, seed {row['seed']}")
     for comparison in chosen:
         print(f"\n### {comparison.name}\n")
-        print(table([row for row in done if row["name"] == comparison.name], comparison.arms))
+        mine = [row for row in done if row["name"] == comparison.name]
+        print(comparison.table(mine, comparison.arms))
 
 
 if __name__ == "__main__":

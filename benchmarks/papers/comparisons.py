@@ -13,7 +13,17 @@ import numpy as np
 import torch
 
 import dynamo_probe
-from benchmarks.papers import cartpole, continual, digits, label_shuffle
+from benchmarks.papers import (
+    cartpole,
+    continual,
+    digits,
+    dormant_growth,
+    granet,
+    granet_plasticity,
+    granet_tables,
+    label_shuffle,
+)
+from benchmarks.papers.tables import Row, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +31,18 @@ class Comparison:
     """Arms that are run on the same seeds.
 
     Attributes:
-        name: names it on the command line.
+        name: names it on the command line; up to a slash, it names a group there.
         run: the function that runs an arm: (arm, seed, setting=...).
         setting: what shapes the training.
         arms: which arms.
+        table: makes Markdown of its rows and arms.
     """
 
     name: str
     run: Callable[..., Any]
     setting: Any
     arms: tuple[str, ...]
+    table: Callable[[Sequence[Row], Sequence[str]], str] = table
 
 
 COMPARISONS = (
@@ -48,6 +60,29 @@ COMPARISONS = (
     ),
     Comparison("cartpole-3e-3", cartpole.run, cartpole.MILD, cartpole.ARMS),
     Comparison("cartpole-1e-2", cartpole.run, cartpole.FAST, cartpole.ARMS),
+    Comparison("granet/digits", granet.run, granet.DIGITS, granet.ARMS, granet_tables.table),
+    Comparison("granet/mnist1d", granet.run, granet.MNIST1D, granet.ARMS, granet_tables.table),
+    Comparison(
+        "granet/mnist1d-turnover-0.1",
+        granet.run,
+        granet.LITTLE_TURNOVER,
+        granet.TURNOVER_ARMS,
+        granet_tables.table,
+    ),
+    Comparison(
+        "granet/plasticity",
+        granet_plasticity.run,
+        granet_plasticity.SETTING,
+        granet_plasticity.ARMS,
+        granet_plasticity.table,
+    ),
+    Comparison(
+        "dormant-growth",
+        dormant_growth.run,
+        granet.MNIST1D,
+        dormant_growth.ARMS,
+        dormant_growth.table,
+    ),
 )
 
 

@@ -1,13 +1,17 @@
 """MNIST-1D with 2 % of the connections: how one gets there decides what is left of the accuracy.
 
-The margins are wide: see benchmarks/papers/RESULTS.md for ten other seeds.
+The margins are wide. Over seeds 11 to 20 (see benchmarks/papers/RESULTS.md) accuracies were 25.0
+with a static mask, 36.7 with SET, 49.4 with RigL, 57.8 and 60.0 with GraNet, each ± 0.3 to 0.8. The
+plasticity of pruning 90 % lay between 5.1 and 13.5 points at 5 % of training, and between -30.4 and
+-14.5 at 85 %, after the second drop of the learning rate.
 """
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
 
-from benchmarks.papers import granet
+from benchmarks.papers import granet, granet_plasticity
 from benchmarks.papers.granet import Run
 
 pytestmark = pytest.mark.claims
@@ -42,11 +46,25 @@ def test_the_gradient_finds_better_connections_than_chance(runs):
     assert fmean(points(runs["RigL"])) - fmean(points(runs["SET"])) > 4
 
 
-@pytest.mark.parametrize("gradual", ["GraNet(0.5)", "GraNet(0)"])
-def test_granet_beats_rigl_on_every_seed(runs, gradual):
-    pairs = zip(points(runs["RigL"]), points(runs[gradual]), strict=True)
-    assert all(pruned - rigl > 3 for rigl, pruned in pairs)
+def test_granet_beats_rigl(runs):
+    pairs = zip(points(runs["RigL"]), points(runs["GraNet(0)"]), strict=True)
+    assert all(granet - rigl > 3 for rigl, granet in pairs)
+    assert fmean(points(runs["GraNet(0.5)"])) - fmean(points(runs["RigL"])) > 3
 
 
 def test_granet_is_not_worse_than_gradual_pruning(runs):
     assert fmean(points(runs["GraNet(0)"])) - fmean(points(runs["GMP(0)"])) > -3
+
+
+def test_plasticity_is_positive_early_and_falls_with_the_learning_rate(run_seeds):
+    setting = replace(granet_plasticity.SETTING, at=(0.05, 0.45, 0.6, 0.85), rates=(0.5, 0.9))
+    (runs,) = run_seeds([(granet_plasticity.run, "none", setting)])
+    assert all(run.learning_rates == pytest.approx((0.1, 0.1, 0.01, 0.001)) for run in runs)
+    early, before_drops, between, after_drops = (
+        [100 * run.plasticity[0.9][time] for run in runs] for time in range(4)
+    )
+    assert min(early) > 0
+    assert fmean(before_drops) - fmean(between) > 2
+    assert fmean(between) - fmean(after_drops) > 5
+    assert max(after_drops) < -10
+    assert min(run.plasticity[0.5][-1] for run in runs) > -0.05
