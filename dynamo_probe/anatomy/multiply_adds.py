@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 from dynamo_probe.anatomy.dataflow import Dataflow, Operation, Value, record, tensors_in
 from dynamo_probe.anatomy.rehearsal import unnoticed
 from dynamo_probe.anatomy.twin import twin
+from dynamo_probe.anatomy.weights import find_weights
 
 _CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d"))
 _TRANSPOSED = frozenset(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
@@ -143,9 +144,12 @@ def find_uses(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         if isinstance(module, torch.jit.ScriptModule)
         for parameter in module.parameters()
     }
+    weights = find_weights(copied).found
     for name, parameter in copied.named_parameters():
-        if parameter in hidden and parameter.dim() > 1 and name not in counter.read:
-            counter.uncounted[name] = "what reads it is not visible (scripted or custom code)"
+        missed = name in weights or name not in counter.read
+        if parameter in hidden and parameter.dim() > 1 and missed and name not in counter.of:
+            reason = "what multiplies with it is not visible (scripted or custom code)"
+            counter.uncounted.setdefault(name, reason)
     first = next((t for t in tensors_in((args, dict(kwargs))) if t.dim()), None)
     samples = None if first is None else len(first)
     if not samples:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynamo_probe.observation.packing import pack
+
 Bits: TypeAlias = np.ndarray
 """uint8 [ceil(entries / 8)]."""
 
@@ -16,9 +18,8 @@ _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dt
 """How many bits of each byte are set."""
 
 
-def pack(mask: Tensor) -> Bits:
-    """Return a mask as bits, in the order of its entries."""
-    return np.packbits(mask.detach().to("cpu", torch.bool).numpy())
+def _bits(mask: Tensor) -> Bits:
+    return pack(mask.bool()).numpy()
 
 
 def count(bits: Bits) -> int:
@@ -55,7 +56,7 @@ class Rewiring:
         """Take masks that are there from the beginning; those that are known are passed by."""
         for name, mask in masks.items():
             if name not in self._ever:
-                self._ever[name] = pack(mask)
+                self._ever[name] = _bits(mask)
 
     def take(
         self,
@@ -73,7 +74,7 @@ class Rewiring:
             names: all weights of the treatment that made it.
         """
         if step == 0:
-            self._ever |= {name: pack(mask) for name, mask in after.items()}
+            self._ever |= {name: _bits(mask) for name, mask in after.items()}
             return
         for name in names:
             fresh = self._fresh.pop(name, None)
@@ -82,14 +83,14 @@ class Rewiring:
             if name not in after:
                 self.survived += awaited
                 continue
-            then, now = pack(before[name]), pack(after[name])
+            then, now = _bits(before[name]), _bits(after[name])
             new = now & ~then
             self.dropped += count(then & ~now)
             self.grown += count(new)
             if fresh is not None:
                 self.survived += count(fresh & now)
             self._fresh[name] = new
-            self._ever[name] = self._ever.get(name, then) | then | now
+            self._ever[name] = self._ever.get(name, then) | now
             self._regrown[name] = self._regrown.get(name, np.zeros_like(new)) | new
             self._alive[name] = count(self._regrown[name] & now)
 

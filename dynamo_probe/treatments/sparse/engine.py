@@ -34,6 +34,7 @@ from dynamo_probe.treatments.sparse.targets import (
     check_fit,
     check_floors,
     find_targets,
+    without_outputs,
 )
 from dynamo_probe.treatments.sparse.timing import MaskUpdates
 from dynamo_probe.warning import warn
@@ -176,7 +177,7 @@ class SparseTraining(Treatment):
         """
         check_mirror(site.model, self.mirror)
         self._site = site
-        self._possible = find_targets(site, self._filters, outputs=False)
+        self._possible = find_targets(site, self._filters)
         check_floors(self._possible, self.rules)
         self._due = self._times.after(site.step)
         self.connections.owner = self.name
@@ -191,7 +192,7 @@ class SparseTraining(Treatment):
         self._due = self._times.after(site.step)
         if self._network is not None or not self.enabled:
             return
-        targets = find_targets(site, self._filters, outputs=True)
+        targets = without_outputs(site, self._filters, self._possible)
         check_floors(targets, self.rules)
         self._network = self._made(targets)
         self._waiting = waits_for_gradient(self.rules)

@@ -14,8 +14,8 @@ from dynamo_probe.anatomy.shards import is_sharded, own_slice, stored
 from dynamo_probe.anatomy.weights import Weight
 from dynamo_probe.functional.ledger import Ledger
 from dynamo_probe.functional.moments import States, fresh_value, per_weight
+from dynamo_probe.observation.packing import pack, packed, unpack, unpacked
 from dynamo_probe.observation.parameters import held_by
-from dynamo_probe.treatments.sparse.packing import pack, packed, unpack, unpacked
 
 
 class Masks:

@@ -14,11 +14,11 @@ from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.weights import Weight
 from dynamo_probe.functional.ledger import Ledger
 from dynamo_probe.functional.moments import States
+from dynamo_probe.observation.packing import pack, unpack
 from dynamo_probe.site import Site
 from dynamo_probe.treatments.sparse.beginning import first_masks
 from dynamo_probe.treatments.sparse.gathering import Gatherer
 from dynamo_probe.treatments.sparse.masks import Enforcer, Masks, clear
-from dynamo_probe.treatments.sparse.packing import pack, unpack
 from dynamo_probe.treatments.sparse.plan import Masks as Flags
 from dynamo_probe.treatments.sparse.plan import Plan, Planner
 from dynamo_probe.treatments.sparse.rules import Rules

@@ -44,13 +44,12 @@ def check_floors(targets: Weights, rules: Rules) -> None:
     check_total(round(lowest * sum(sizes.values())), least_counts(shapes, rules.floor), sizes)
 
 
-def find_targets(site: Site, filters: Filters, *, outputs: bool) -> Weights:
-    """Find the weights to mask.
+def find_targets(site: Site, filters: Filters) -> Weights:
+    """Find the weights that may be masked, output layers among them.
 
     Args:
         site: the run.
         filters: what the user chose.
-        outputs: leave out the output layers that are known by now, or else the last layer.
 
     Raises:
         ValueError: when there is none, or a weight that was named cannot be masked.
@@ -61,7 +60,6 @@ def find_targets(site: Site, filters: Filters, *, outputs: bool) -> Weights:
         include=filters.include,
         exclude=filters.exclude,
         types=filters.types,
-        outputs=_outputs(site, filters) if outputs else (),
     )
     left, kept = dict(found.left), dict(found.found)
     for name, weight in found.found.items():
@@ -71,19 +69,36 @@ def find_targets(site: Site, filters: Filters, *, outputs: bool) -> Weights:
             del kept[name]
     if filters.include is not None:
         _refuse_named(found, filters.include)
-    if not kept:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:6])
+    return _some(Weights(kept, left))
+
+
+def without_outputs(site: Site, filters: Filters, possible: Weights) -> Weights:
+    """Leave out output layers, as far as they are known by now, unless `include` was given.
+
+    The weights are those of `possible`: during a forward pass of a sharded model its modules hold
+    gathered ones, which no optimizer knows.
+
+    Raises:
+        ValueError: when nothing is left.
+    """
+    if filters.include is not None:
+        return possible
+    # Where no forward pass could be looked into, the last layer with connections has to do.
+    outputs = site.last or {list(possible.found.values())[-1].layer}
+    kept, left = dict(possible.found), dict(possible.left)
+    for name, weight in possible.found.items():
+        layers = {weight.layer, *(alias.rpartition(".")[0] for alias in weight.aliases)}
+        if not layers.isdisjoint(outputs):
+            left[name] = "an output layer: it stays whole unless include= names it"
+            del kept[name]
+    return _some(Weights(kept, left))
+
+
+def _some(weights: Weights) -> Weights:
+    if not weights.found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(weights.left.items())[:6])
         raise ValueError(f"there is no weight to prune ({reasons}); see include= and exclude=")
-    return Weights(kept, left)
-
-
-def _outputs(site: Site, filters: Filters) -> set[str]:
-    """Return the names of the output layers."""
-    if site.last:
-        return site.last
-    # No forward pass could be looked into: the last layer that holds connections has to do.
-    weights = find_weights(site.model, site.optimizers).found
-    return {list(weights.values())[-1].layer} if weights else set()
+    return weights
 
 
 def _refuse_named(found: Weights, include: Sequence[str]) -> None:

@@ -72,14 +72,14 @@ def run(
 def on_a_rank(rank: int) -> dict[tuple[str, str], Any]:
     found = {}
     for method in METHODS:
-        for wrapper in ("ddp", "fsdp"):
+        for wrapper in ("ddp", "fsdp", "fsdp root"):
             model = make()
             if wrapper == "ddp":
                 model = DistributedDataParallel(model)
             else:
                 mesh = init_device_mesh("cpu", (2,))
                 for part in list(model.children()):
-                    if isinstance(part, nn.Linear):
+                    if isinstance(part, nn.Linear) and wrapper == "fsdp":
                         fully_shard(part, mesh=mesh)
                 model = fully_shard(model, mesh=mesh)
             cut = method == "granet"
@@ -92,7 +92,7 @@ def ranks() -> list[dict[tuple[str, str], Any]]:
     return on_two_ranks(on_a_rank)
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp root"])
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_on_halves_have_the_masks_of_one_rank_on_the_whole(
     method: str, wrapper: str, ranks: list[dict[tuple[str, str], Any]]

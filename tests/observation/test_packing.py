@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_probe.treatments.sparse.packing import pack, packed, unpack, unpacked
+from dynamo_probe.observation.packing import pack, packed, unpack, unpacked
 
 SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 
