@@ -763,6 +763,22 @@ def test_a_watch_neither_counts_nor_reads_these_updates() -> None:
     assert "gradients/norm_before_clipping" in runs[0]
 
 
+def test_a_watch_does_not_take_these_forward_passes_for_the_first_of_the_training() -> None:
+    runs = []
+    for measured in (False, True):
+        of = task()
+        with dp.watch(of.net, of.optimizer, dp.Rank(every=2), on_error="raise") as watch:
+            if measured:
+                measure(of, also=[of.data])
+                assert not watch.history.tags()
+            for _ in range(4):
+                of.step()
+        tags = watch.history.tags()
+        runs.append({tag: [a.tolist() for a in watch.history.series(tag)] for tag in tags})
+    assert runs[0] == runs[1]
+    assert runs[0]
+
+
 def test_hooks_of_the_user_on_modules_work_and_those_on_steps_are_silent_unless_kept() -> None:
     of, forwards, steps = task(), [], []
     of.net.register_forward_hook(lambda *_: forwards.append(1))
