@@ -429,6 +429,23 @@ def test_growth_brings_back_what_has_just_gone_where_its_score_is_best() -> None
 
 # --- masks that hold ------------------------------------------------------------------------------
 
+
+class Centred(Optimizer):
+    """Mixes the entries of a gradient, so that a state of 0 and a gradient of 0 do not stay 0."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.05})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    state.mul_(0.9).add_(p.grad - p.grad.mean())
+                    p.sub_(group["lr"] * state)
+
+
 ALL: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-2),
     "AdamW amsgrad": lambda p: torch.optim.AdamW(p, 1e-2, amsgrad=True),
@@ -439,6 +456,7 @@ ALL: dict[str, Callable[[Any], Optimizer]] = {
     "Rprop": lambda p: torch.optim.Rprop(p, 1e-3),
     "ASGD": lambda p: torch.optim.ASGD(p, 1e-2),
     "NAdam": lambda p: torch.optim.NAdam(p, 1e-2),
+    "not entry by entry": Centred,
 }
 
 
