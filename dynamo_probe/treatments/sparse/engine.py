@@ -21,6 +21,13 @@ from dynamo_probe.treatments.sparse.distribution import Distribution, layer_coun
 from dynamo_probe.treatments.sparse.granularity import Granularity
 from dynamo_probe.treatments.sparse.network import SparseNetwork
 from dynamo_probe.treatments.sparse.plan import GrowScope
+from dynamo_probe.treatments.sparse.reporting import (
+    describe,
+    emit_density,
+    note_numbers,
+    tell_of_zeros,
+    unfinished,
+)
 from dynamo_probe.treatments.sparse.rules import (
     MaskGradients,
     Scope,
@@ -37,7 +44,6 @@ from dynamo_probe.treatments.sparse.targets import (
     without_outputs,
 )
 from dynamo_probe.treatments.sparse.timing import MaskUpdates
-from dynamo_probe.warning import warn
 
 
 class SparseTraining(Treatment):
@@ -206,32 +212,19 @@ class SparseTraining(Treatment):
         )
 
     def _begin(self, network: SparseNetwork) -> None:
-        self._tell_of_zeros(network)
+        tell_of_zeros(self.name, network)
         network.begin()
         self._waiting = False
         self._publish(network)
-        there = self._report(network)
-        self._note(
-            "pruned", {n: w.parameter.numel() - there[n] for n, w in network.weights.items()}
-        )
+        there = emit_density(self._site, network, self.connections)
+        gone = {n: w.parameter.numel() - there[n] for n, w in network.weights.items()}
+        note_numbers(self._site, self.name, "pruned", gone)
 
     def _publish(self, network: SparseNetwork) -> None:
         assert network.masks is not None
         self.connections.mask_of = network.masks.of
         target = None if self._as_found else self.rules.density.at(self._site.step)
         self.connections.target = target
-
-    def _tell_of_zeros(self, network: SparseNetwork) -> None:
-        """Warn where a sparse network seems to go on without its masks."""
-        parameters = [weight.parameter.detach() for weight in network.weights.values()]
-        zeros = sum(int((p == 0).sum()) for p in parameters)
-        if self.rules.initial != "zeros" and zeros > network.size // 20:
-            warn(
-                f"{self.name} makes fresh masks for weights of which {zeros / network.size:.0%} "
-                "are exactly 0. To resume, load watch.state_dict() into the watch before the first "
-                "forward pass; to take the zeros as the masks, give initial='zeros'",
-                stacklevel=3,
-            )
 
     # --- around every step ----------------------------------------------------------------------
 
@@ -307,11 +300,11 @@ class SparseTraining(Treatment):
         self.pruned += sum(went.values())
         self.regrown += sum(grown.values())
         self._publish(network)
-        self._report(network)
+        emit_density(site, network, self.connections)
         site.emit(f"{self.name}/pruned", float(sum(went.values())))
         site.emit(f"{self.name}/regrown", float(sum(grown.values())))
-        self._note("pruned", went)
-        self._note("regrown", grown)
+        note_numbers(site, self.name, "pruned", went)
+        note_numbers(site, self.name, "regrown", grown)
         for listener in listeners:
             listener(Change(site.step, old, plan.masks))
 
@@ -360,55 +353,16 @@ class SparseTraining(Treatment):
         self._due = self._site.step + 1
         raise NotMeasurable(f"the update of the masks is put off to the next update: {reason}")
 
-    # --- reporting ------------------------------------------------------------------------------
-
-    def _report(self, network: SparseNetwork) -> dict[str, int]:
-        assert network.masks is not None
-        there = network.masks.counts()
-        self._site.emit(f"{self.name}/density", sum(there.values()) / network.size)
-        target = self.connections.target
-        if target is not None:
-            self._site.emit(f"{self.name}/target", target)
-        return there
-
-    def _note(self, kind: str, numbers: Mapping[str, int]) -> None:
-        layers = {name: number for name, number in numbers.items() if number}
-        if layers:
-            subject = f"{sum(layers.values())} connections"
-            self._site.note(kind, subject, treatment=self.name, weights=layers)
-
     def report(self) -> list[str]:
         """Say what is masked, how densely, and what is not, and why."""
-        targets = self.connections
-        lines = [f"density: {self.rules.density}"]
-        if self._network is not None and self._network.masks is not None:
-            there = self._network.masks.counts()
-            share = sum(there.values()) / self._network.size
-            lines += [
-                f"{sum(there.values())} of {self._network.size} connections are there "
-                f"({share:.4g}); {self.pruned} were pruned and {self.regrown} regrown"
-            ]
-            lines += [
-                f"masked: {name}, {there[name]} of {weight.parameter.numel()}"
-                for name, weight in targets.weights.items()
-            ]
-        else:
-            lines.append("the masks are made at the first forward pass of the loop")
-        lines += [f"whole: {name} ({reason})" for name, reason in targets.left.items()]
-        return lines
+        changed = (self.pruned, self.regrown)
+        return describe(self.connections, self._network, self.rules, changed)
 
     def finish(self, site: Site) -> str | None:
         """Take hooks off; say so where the training ended before the schedule."""
         if self._network is not None:
             self._network.close()
-        last = self.rules.last_update()
-        if last is None or not 0 < site.step < last or not self.enabled:
-            return None
-        return (
-            f"the run ended at update {site.step}, before the density's schedule did at {last}: "
-            f"the density is {self.rules.density.at(site.step):.4g} and was to become "
-            f"{self.rules.density.at(last):.4g}. Give an end= of at most the number of updates"
-        )
+        return unfinished(self.rules, site.step) if self.enabled else None
 
     # --- resume ---------------------------------------------------------------------------------
 
@@ -417,6 +371,7 @@ class SparseTraining(Treatment):
         return {
             "network": None if self._network is None else self._network.state_dict(),
             "weights": list(self.connections.weights),
+            "left": dict(self.connections.left),
             "put_off": self._times.put_off,
             "waiting": self._waiting,
             "enabled": self.enabled,
@@ -447,10 +402,8 @@ class SparseTraining(Treatment):
         self.pruned, self.regrown = int(state["pruned"]), int(state["regrown"])
         self._times.put_off = bool(state["put_off"])
         if state["network"] is not None:
-            possible = self._possible
-            found = {name: possible.found[name] for name in state["weights"]}
-            left = {n: "not masked in the saved run" for n in possible.found if n not in found}
-            network = self._made(Weights(found, {**possible.left, **left}))
+            found = {name: self._possible.found[name] for name in state["weights"]}
+            network = self._made(Weights(found, state["left"]))
             network.load_state_dict(state["network"])
             self._network = network
             if network.masks is not None:
@@ -459,8 +412,8 @@ class SparseTraining(Treatment):
 
 
 def _numbers(masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """Count connections, with one copy to the host."""
+    """Return {name: how many connections a mask has}."""
     if not masks:
         return {}
-    found = torch.stack([torch.count_nonzero(mask) for mask in masks.values()]).tolist()
+    found = torch.stack([torch.count_nonzero(mask).cpu() for mask in masks.values()]).tolist()
     return dict(zip(masks, found, strict=True))

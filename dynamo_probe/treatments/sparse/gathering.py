@@ -75,7 +75,7 @@ class Gatherer:
         found = self.gradients if gradients else self.momenta
         for name in names:
             if name not in found:
-                return f"{name} had no gradient"
+                return f"{name} had no gradient; if it is never trained, leave it out by exclude="
             if not bool(stored(found[name]).isfinite().all()):
                 if not gradients:
                     self.momenta.pop(name)
