@@ -14,14 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dynamo_probe.functional.moments import States, fresh_value, per_weight
+from dynamo_probe.functional.unmeasurable import Unmeasurable
 from dynamo_probe.observation.parameters import held_by
 
 _MOST_SKIPPED = 20
 """So many updates in a row may be called off by a gradient scaler."""
-
-
-class Unmeasurable(ValueError):
-    """A figure cannot be given, through no fault of the call; carries the reason."""
 
 
 class Held:

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from dynamo_probe.anatomy.shards import is_sharded
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.weights import find_weights
-from dynamo_probe.functional.contraining import Contraining, Unmeasurable, stepping_scaler
+from dynamo_probe.functional.contraining import Contraining, stepping_scaler
 from dynamo_probe.functional.one_shot import SCOPES, Masks, Scope
 from dynamo_probe.functional.plasticity_report import PlasticityReport
 from dynamo_probe.functional.plasticity_trial import Growth, Regenerate, Trial, label_of
 from dynamo_probe.functional.quiet import quiet
 from dynamo_probe.functional.snapshot import Snapshot
+from dynamo_probe.functional.unmeasurable import Unmeasurable
 
 MaskGradients = Literal["step", "backward"]
 

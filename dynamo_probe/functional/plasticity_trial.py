@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynamo_probe.functional.contraining import Contraining, Held, Unmeasurable
+from dynamo_probe.functional.contraining import Contraining, Held
 from dynamo_probe.functional.importance import magnitude
 from dynamo_probe.functional.one_shot import (
     Masks,
@@ -23,6 +23,7 @@ from dynamo_probe.functional.one_shot import (
 )
 from dynamo_probe.functional.plasticity_report import Curve, PlasticityReport, Recovery
 from dynamo_probe.functional.snapshot import Snapshot, settled
+from dynamo_probe.functional.unmeasurable import Unmeasurable
 
 Regenerate = Literal["restore", "zero-cost"]
 Growth = Literal["gradient", "random"]

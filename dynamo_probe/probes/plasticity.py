@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dynamo_probe.anatomy.shards import is_sharded
 from dynamo_probe.anatomy.weights import find_weights
-from dynamo_probe.functional.contraining import Unmeasurable
 from dynamo_probe.functional.one_shot import Scope
 from dynamo_probe.functional.plasticity import (
     MaskGradients,
@@ -21,6 +20,7 @@ from dynamo_probe.functional.plasticity import (
 )
 from dynamo_probe.functional.plasticity_report import PlasticityReport
 from dynamo_probe.functional.plasticity_trial import Growth, Regenerate
+from dynamo_probe.functional.unmeasurable import Unmeasurable
 from dynamo_probe.instrument import Probe
 from dynamo_probe.schedule import Schedule
 from dynamo_probe.site import Site

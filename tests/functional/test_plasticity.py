@@ -19,10 +19,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 import dynamo_probe as dp
-from dynamo_probe.functional.contraining import Unmeasurable
 from dynamo_probe.functional.one_shot import one_shot_masks, regrown, thinned
 from dynamo_probe.functional.plasticity import pruning_plasticity
 from dynamo_probe.functional.plasticity_report import PlasticityReport
+from dynamo_probe.functional.unmeasurable import Unmeasurable
 from tests.models import ConvNet, mlp
 from tests.training import everything, identical, seeded
 
