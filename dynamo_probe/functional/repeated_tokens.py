@@ -1,0 +1,156 @@
+"""Random tokens repeated with random lags, and the pairs of positions that repetition makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def repeated_tokens(
+    vocab_size: int,
+    *,
+    bos: int | None = None,
+    period: int = 25,
+    copies: int = 4,
+    sequences: int = 8,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw sequences of unique random tokens that are repeated, each with a lag of its own.
+
+    The tokens of a copy are drawn without replacement, so that a token matches its own copies only.
+    The lag of a sequence is drawn from half of `period` to one and a half of it: at one lag for
+    all, a model could find the copy by position alone.
+
+    Args:
+        vocab_size: tokens are drawn from 0 to `vocab_size` - 1.
+        bos: id of the token to put first, which is not drawn; None for none. 0 is an id.
+        period: mean lag between copies, at least 2.
+        copies: length in periods, at least 2.
+        sequences: how many.
+        generator: on the CPU; None takes one of its own with seed 0.
+
+    Returns:
+        int64 `[sequences, period * copies]`, one longer with `bos`, on the CPU.
+
+    Raises:
+        ValueError: when an argument is out of range, or the vocabulary has fewer than `period`
+            tokens to draw from.
+
+    Source: Olsson et al. 2022, *In-context Learning and Induction Heads*, head activation
+    evaluators (25 tokens, 4 times, after a start token); the random lags are added here.
+    """
+    for name, given, least in (
+        ("period", period, 2),
+        ("copies", copies, 2),
+        ("sequences", sequences, 1),
+        ("vocab_size", vocab_size, 2),
+    ):
+        if isinstance(given, bool) or not isinstance(given, int) or given < least:
+            raise ValueError(f"{name} is {given!r}; give a whole number of {least} or more")
+    if bos is not None and (isinstance(bos, bool) or not isinstance(bos, int) or bos < 0):
+        raise ValueError(f"bos is {bos!r}; give the id of a token, or None for none")
+    inside = bos is not None and bos < vocab_size
+    free = vocab_size - inside
+    if free < period:
+        raise ValueError(
+            f"a copy needs {period} different tokens and the vocabulary has {free} to draw from; "
+            f"give period={free} or less"
+        )
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    length = period * copies
+    low, high = (period + 1) // 2, min(period + period // 2, free)
+    lags = torch.randint(max(2, low), high + 1, (sequences,), generator=generator).tolist()
+    rows = []
+    for lag in lags:
+        drawn = torch.randperm(free, generator=generator)[:lag]
+        if bos is not None and inside:
+            drawn += drawn >= bos
+        rows.append(drawn.repeat(-(-length // lag))[:length])
+    tokens = torch.stack(rows)
+    if bos is not None:
+        tokens = torch.cat([tokens.new_full((sequences, 1), bos), tokens], dim=1)
+    return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs of a query and a key in one sequence, ascending by query, and what each counts for.
+
+    Attributes:
+        queries: `[pairs]`.
+        keys: `[pairs]`.
+        kinds: `[kinds, pairs]`, float: 1 where the pair counts for the kind, in the order of
+            `KINDS`.
+        counts: how many queries the mean of each kind is over, int64 `[kinds]`.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    kinds: Tensor
+    counts: Tensor
+
+    def to(self, device: torch.device) -> Pairs:
+        """Return the pairs on a device."""
+        return Pairs(*(getattr(self, name).to(device) for name in self.__slots__))
+
+    def reached(self, free: Tensor) -> Tensor:
+        """Return for how many queries at least one successor is free, [heads].
+
+        Args:
+            free: 1 where the mask lets the pair through, `[pairs, heads]`.
+        """
+        matching = self.kinds[0] > 0
+        queries = self.queries[matching]
+        length = int(self.queries[-1]) + 1 if len(self.queries) else 0
+        found = free.new_zeros(length, free.shape[1])
+        found.index_add_(0, queries, free[matching])
+        return (found > 0).sum(0).to(free)
+
+
+KINDS = ("prefix_matching", "second_copy", "duplicate_token", "previous_token", "sink")
+
+
+def pairs_of(tokens: Tensor, kept: Tensor | None = None) -> Pairs:
+    """Return the pairs of one sequence that the scores of heads are made of.
+
+    For a query at p: prefix matching is on j + 1 for every earlier j with the same token, duplicate
+    token on those j; second copy is prefix matching for queries with one earlier copy. Previous
+    token is on p - 1, sink on the first position.
+
+    Args:
+        tokens: `[length]`.
+        kept: BoolTensor `[length]`, False at padding; None where there is none.
+    """
+    length = len(tokens)
+    device = tokens.device
+    at = torch.arange(length, device=device) if kept is None else kept.nonzero()[:, 0]
+    first = at[:1]
+    found: list[tuple[Tensor, Tensor, int]] = []
+    inner = tokens[at]
+    earlier = torch.zeros(len(at), dtype=torch.long, device=device)
+    for begin in range(0, len(at), 1024):
+        rows = torch.arange(begin, min(begin + 1024, len(at)), device=device)
+        same = (inner[rows][:, None] == inner[None, :]) & (
+            torch.arange(len(at), device=device) < rows[:, None]
+        )
+        earlier[rows] = same.sum(1)
+        row, column = same.nonzero(as_tuple=True)
+        query = at[rows[row]]
+        found.append((query, at[column + 1], 0))
+        found.append((query, at[column], 2))
+    found.append((at[1:], at[:-1], 3))
+    found.append((at[1:], first.expand(len(at) - 1), 4))
+    queries = torch.cat([query for query, _, _ in found])
+    keys = torch.cat([key for _, key, _ in found])
+    which = torch.cat([torch.full_like(query, kind) for query, _, kind in found])
+    queries, order = queries.sort(stable=True)
+    keys, which = keys[order], which[order]
+    kinds = torch.stack([which == kind for kind in range(len(KINDS))]).double()
+    copies = torch.zeros(length, dtype=torch.long, device=device)
+    copies[at] = earlier
+    kinds[1] = kinds[0] * (copies[queries] == 1)
+    repeated, once, rest = (earlier > 0).sum(), (earlier == 1).sum(), max(0, len(at) - 1)
+    counts = torch.stack([repeated, once, repeated, *repeated.new_full((2,), rest)])
+    return Pairs(queries, keys, kinds, counts)
