@@ -138,6 +138,7 @@ def attend(arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         or query.device.type != "cpu"
         or query.dim() != 4
         or torch.is_grad_enabled()
+        or torch._C._len_torch_function_stack() > 0  # somebody else looks at, or changes, the call
         or arguments.get("dropout_p", 0.0)
         or int(choice(query, key, value, mask, 0.0, causal, scale=scale, enable_gqa=grouped))
         != _FLASH

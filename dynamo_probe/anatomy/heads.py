@@ -76,6 +76,15 @@ class HeadTap(TorchFunctionMode):
             self._handles.clear()
             self._stack.clear()
 
+    @contextmanager
+    def passing(self) -> Generator[None, None, None]:
+        """Take what is called while this lasts as a forward pass of the model."""
+        self.entered("")
+        try:
+            yield
+        finally:
+            self.left("")
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
