@@ -146,7 +146,7 @@ def _observes(site: Site, instrument: Instrument) -> str:
         return "runs the model apart, on a fixed batch"
     if any(constraint.instrument is instrument for constraint in site.constraints):
         return "works around every step of the optimizers"
-    return "observes nothing by itself"
+    return instrument.observes or "observes nothing by itself"
 
 
 def _warnings(site: Site, instruments: Sequence[Fired], trouble: Iterable[str]) -> Iterable[str]:

@@ -72,11 +72,13 @@ class Instrument(abc.ABC):
         name: names the instrument in tags, events and checkpoints; a watch numbers duplicates.
         schedule: the updates at which it fires.
         attached: whether a watch has it; an instrument serves one watch.
+        observes: what it looks at, for `Watch.doctor()`, where it asks the site for no source.
     """
 
     name: str
     schedule: Schedule
     attached: bool = False
+    observes: str | None = None
 
     def __init__(self, every: int | Schedule) -> None:
         """Set the schedule.

@@ -213,6 +213,11 @@ class Site:
         """Return the layers that were found when the module of that name was called by itself."""
         return {n: layer for n, layer in self.layers.items() if self.entry_of[n] == prefix}
 
+    @property
+    def ranks(self) -> int:
+        """How many processes share the run; 1 in a process alone."""
+        return 1 if self.process_group is None else dist.get_world_size(self.process_group)
+
     def sum_over_ranks(self, figures: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks; the tensor itself in a process alone."""
         if self.process_group is not None:

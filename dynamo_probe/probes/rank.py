@@ -31,6 +31,7 @@ class Rank(Probe):
     """
 
     name = "rank"
+    observes = "runs the model apart, on a fixed batch"
 
     def __init__(
         self,
