@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FORBIDDEN = -5_000.0
+"""An additive mask below this lets nothing through; its exponential is 0 in every float type."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
@@ -87,22 +90,21 @@ class AttentionCall:
                 f"{self.name} has merged its batch of {batch} and its heads into axes {leading}: "
                 "run one sequence at a time to tell them apart"
             )
-        if heads == leading:
-            return self
 
         def split(tensor: Tensor | None) -> Tensor | None:
             if tensor is None:
                 return None
             return tensor.expand(*leading, *tensor.shape[-2:]).reshape(*heads, *tensor.shape[-2:])
 
-        lse = self.logsumexp
+        lse, mask = self.logsumexp, self.mask
         return replace(
             self,
             output=self.output.reshape(*heads, *self.output.shape[-2:]),
             value=_grouped(self.value, leading, heads),
             query=split(self.query),
             key=None if self.key is None else _grouped(self.key, leading, heads),
-            mask=split(self.mask) if self.mask is not None and self.mask.dim() > 2 else self.mask,
+            # A mask may be as large as a pattern: it is left as it is where that will do.
+            mask=split(mask) if mask is not None and mask.dim() > 2 and heads != leading else mask,
             pattern=split(self.pattern),
             logsumexp=None if lse is None else lse.reshape(*heads, lse.shape[-1]),
         )

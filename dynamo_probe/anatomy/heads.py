@@ -8,12 +8,14 @@ calls them and however they were imported, and where a softmax over keys is writ
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import FunctionType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -58,11 +60,13 @@ class HeadTap(TorchFunctionMode):
         self._calls: dict[str, int] = {}
         self._patterns = Patterns()
         self._handles: list[RemovableHandle] = []
+        self._thread = threading.get_ident()
         self.lost: list[str] = []
 
     @contextmanager
     def on(self) -> Generator[HeadTap, None, None]:
-        """Tap the model while this lasts."""
+        """Tap the model while this lasts, in this thread."""
+        self._thread = threading.get_ident()
         try:
             for name, module in self._model.named_modules():
                 enter = module.register_forward_pre_hook(_Enter(self, name))
@@ -107,7 +111,12 @@ class HeadTap(TorchFunctionMode):
         if found is None:
             return output
         call = AttentionCall(
-            self._name(), "softmax", found.output, found.value, pattern=found.pattern
+            self._name(),
+            "softmax",
+            found.output,
+            found.value,
+            mask=found.mask,
+            pattern=found.pattern,
         )
         replaced = self._visit(call)
         return output if replaced is None else found.restored(replaced)
@@ -138,9 +147,13 @@ class HeadTap(TorchFunctionMode):
         """Run the function with our own `scaled_dot_product_attention` in its place of torch's."""
         given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs).arguments
         cross = given["key"] is not given["query"] and not _same(given["key"], given["query"])
-        wanted = given.get("need_weights", True)
-        # A computation of the weights has no call of attention in it; the caller gets them beside.
-        weights = F.multi_head_attention_forward(**given)[1] if wanted else None
+        weights = None
+        if given.get("need_weights", True):
+            # A computation of the weights has no call of attention in it; the caller gets them
+            # beside. It does not heed `is_causal`, only the mask.
+            with torch._C.DisableTorchFunction():
+                weights = F.multi_head_attention_forward(**given)[1]
+            given["is_causal"] = False
 
         def sdpa(*inner: Any, **named: Any) -> Tensor:
             return self._sdpa(dict(zip(_SDPA, inner, strict=False)) | named, cross=cross)
@@ -155,6 +168,8 @@ class HeadTap(TorchFunctionMode):
 
     def entered(self, name: str) -> None:
         """Take note that a module's forward pass begins."""
+        if threading.get_ident() != self._thread:
+            return
         if not self._stack:
             if name:
                 return  # called by itself, outside the model's forward pass
@@ -163,7 +178,7 @@ class HeadTap(TorchFunctionMode):
 
     def left(self, name: str) -> None:
         """Take note that it ends, also by an exception."""
-        if not self._stack or self._stack[-1] != name:
+        if threading.get_ident() != self._thread or self._stack[-1:] != [name]:
             return
         self._stack.pop()
         if not self._stack:
@@ -197,6 +212,8 @@ def _with_attention(sdpa: Callable[..., Tensor]) -> Callable[..., Any]:
     """Return `multi_head_attention_forward` with another attention inside; torch's own stays."""
     plain = _plain_multi_head()
     inside = {**plain.__globals__, "scaled_dot_product_attention": sdpa}
+    # Another mode, such as `torch.set_default_device`, would be given torch's own function to run.
+    inside["has_torch_function"] = lambda tensors: False
     copied = FunctionType(
         plain.__code__, inside, plain.__name__, plain.__defaults__, plain.__closure__
     )

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamo_probe.anatomy.attention import FORBIDDEN
+
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 
@@ -23,12 +25,15 @@ class Averaging:
         value: `[*leading, keys, features]`.
         output: `[*leading, queries, features]`, a view of what the model computed.
         order: the axes of `output`, as axes of what the model computed.
+        mask: where the pattern was let through, bool, shaped as `pattern`. A weight that is 0
+            because it is too small for its type was let through.
     """
 
     pattern: Tensor
     value: Tensor
     output: Tensor
     order: tuple[int, ...]
+    mask: Tensor
 
     def restored(self, output: Tensor) -> Tensor:
         """Return an output in the layout of the model."""
@@ -46,6 +51,7 @@ class Patterns:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._followed: dict[int, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[int, Tensor] = {}
         self.lost: dict[int, str] = {}
 
     def see(
@@ -75,6 +81,8 @@ class Patterns:
             square = output.dim() >= 3 and output.shape[-1] == output.shape[-2]
             if square and dim in (-1, output.dim() - 1):
                 self._followed[id(output)] = (output, output)
+                logits = args[0] if args else kwargs["input"]
+                self._masks[id(output)] = logits > FORBIDDEN
                 self.lost[id(output)] = where
             return None
         if not self._followed:
@@ -89,17 +97,22 @@ class Patterns:
             value = args[1] if len(args) > 1 else next(iter(kwargs.values()))
             if id(value) in self._followed:
                 return None
-            self._settle(followed[1])
-            return Averaging(first, value, output, tuple(range(output.dim())))
+            mask = self._settle(first, followed[1])
+            return Averaging(first, value, output, tuple(range(output.dim())), mask)
         if output.shape[-2:] == first.shape[-2:] and output.numel() == first.numel():
             if output.is_floating_point():
                 self._followed[id(output)] = (output, followed[1])
         return None
 
-    def _settle(self, origin: Tensor) -> None:
+    def _settle(self, pattern: Tensor, origin: Tensor) -> Tensor:
+        """Forget a softmax whose product was found; return what was let through to there."""
         self.lost.pop(id(origin), None)
+        free = self._masks.pop(id(origin))
+        # What the softmax gave and the pattern lacks was masked in between.
+        free = free.reshape(pattern.shape) & ((pattern != 0) | (origin.reshape(pattern.shape) == 0))
         for key in [k for k, (_, other) in self._followed.items() if other is origin]:
             del self._followed[key]
+        return free
 
     def _einsum(self, args: tuple[Any, ...], output: Tensor) -> Averaging | None:
         if len(args) == 2 and isinstance(args[1], (list, tuple)):
@@ -108,8 +121,13 @@ class Patterns:
             return None
         inputs, _, letters = args[0].replace(" ", "").partition("->")
         operands = inputs.split(",")
-        if len(operands) != 2 or not letters or "." in inputs:
+        if len(operands) != 2 or not letters:
             return None
+        if "." in inputs:
+            spelled = _spelled_out(operands, letters, args[1:])
+            if spelled is None:
+                return None
+            operands, letters = spelled
         for index in (0, 1):
             followed = self._followed.get(id(args[1 + index]))
             if followed is None:
@@ -117,7 +135,9 @@ class Patterns:
             pattern, own, other = args[1 + index], operands[index], operands[1 - index]
             leading, query, key = own[:-2], own[-2], own[-1]
             feature = [letter for letter in letters if letter not in own]
-            if len(feature) != 1 or key in letters or set(other) - {*leading, key, *feature}:
+            if len(feature) != 1 or sorted(letters) != sorted((*leading, query, *feature)):
+                return None
+            if key not in other or set(other) - {*leading, key, *feature}:
                 return None
             order = tuple(letters.index(letter) for letter in (*leading, query, *feature))
             wanted = [letter for letter in (*leading, key, *feature) if letter in other]
@@ -125,6 +145,17 @@ class Patterns:
             for axis, letter in enumerate(leading):
                 if letter not in other:
                     value = value.unsqueeze(axis)
-            self._settle(followed[1])
-            return Averaging(pattern, value, output.permute(order), order)
+            mask = self._settle(pattern, followed[1])
+            return Averaging(pattern, value, output.permute(order), order, mask)
         return None
+
+
+def _spelled_out(
+    operands: list[str], letters: str, tensors: tuple[Any, ...]
+) -> tuple[list[str], str] | None:
+    """Return an equation with letters in place of `...`; None where the operands' differ."""
+    axes = {t.dim() - len(o.replace("...", "")) for t, o in zip(tensors, operands, strict=True)}
+    if len(axes) != 1 or any(o.count("...") != 1 for o in (*operands, letters)):
+        return None
+    names = "αβγδεζηθ"[: axes.pop()]
+    return [o.replace("...", names) for o in operands], letters.replace("...", names)

@@ -10,14 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynamo_probe.anatomy.attention import AttentionCall
+from dynamo_probe.anatomy.attention import FORBIDDEN, AttentionCall
 
 CHUNK = 2**21
 """The most numbers that an intermediate result holds: 8 MiB of float32."""
 TOLERANCE = 5e-7
 """How far a weight from the kernel's log-sum-exp may be off before it is computed anew."""
-FORBIDDEN = -5_000.0
-"""An additive mask below this lets nothing through; its exponential is 0 in every float type."""
 
 
 def pair_mass(call: AttentionCall, sequence: int, queries: Tensor, keys: Tensor) -> Tensor:
@@ -130,8 +128,6 @@ def _mask(products: Tensor, bias: Tensor | None, later: Tensor | None) -> None:
 def allowed(call: AttentionCall, sequence: int, queries: Tensor, keys: Tensor) -> Tensor:
     """Return whether the mask lets queries attend to keys, BoolTensor `[pairs, heads or 1]`."""
     free = torch.ones(len(queries), 1, dtype=torch.bool, device=call.output.device)
-    if call.pattern is not None:
-        return call.pattern[sequence, :, queries, keys].T > 0
     if call.causal:
         free &= (keys <= queries)[:, None]
     mask = _mask_of(call, sequence)
@@ -144,8 +140,6 @@ def keys_allowed(call: AttentionCall, sequence: int) -> Tensor:
     """Return to how many keys each query may attend, int64 `[queries, heads or 1]`."""
     queries, keys = call.positions
     device = call.output.device
-    if call.pattern is not None:
-        return (call.pattern[sequence] > 0).sum(-1).T
     mask = _mask_of(call, sequence)
     rows = torch.arange(queries, device=device)
     if mask is None:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamo_probe.anatomy.attention import AttentionCall
-from dynamo_probe.anatomy.heads import UNSEEN, HeadTap
+from dynamo_probe.anatomy.heads import HeadTap
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.functional.attention_mass import allowed, keys_allowed, pair_mass
+from dynamo_probe.functional.attention_rehearsal import LOST, Seen, rehearse
 from dynamo_probe.functional.repeated_tokens import KINDS, Pairs, pairs_of, repeated_tokens
 from dynamo_probe.functional.token_model import Call, device_of, run_on
 from dynamo_probe.functional.unmeasurable import Unmeasurable
@@ -158,49 +159,6 @@ def check_tokens(tokens: Tensor, attention_mask: Tensor | None) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A call of attention in a rehearsal: one sequence, a token shorter.
-
-    Attributes:
-        name: of the call.
-        leading: its axes before positions and features, for a batch of one.
-        skipped: why it is not attention over the tokens; None where it is.
-    """
-
-    name: str
-    leading: tuple[int, ...]
-    skipped: str | None
-
-
-def rehearse(
-    model: nn.Module, tokens: Tensor, attention_mask: Tensor | None, call: Call | None
-) -> list[Seen]:
-    """Run the first sequence without its last token, to see which axes of each call are tokens.
-
-    What has as many channels or patches as there are tokens shows itself: it does not get shorter.
-
-    Raises:
-        Unmeasurable: when no attention over tokens was seen.
-    """
-    length = tokens.shape[1] - 1
-    seen: list[Seen] = []
-
-    def visit(found: AttentionCall) -> None:
-        seen.append(Seen(found.name, found.leading, found.why_not_over(length)))
-
-    mask = None if attention_mask is None else attention_mask[:1, :-1]
-    tap = HeadTap(model, visit)
-    with tap.on():
-        run_on(model, tokens[:1, :-1], mask, call)
-    if all(one.skipped is not None for one in seen):
-        reasons = [f"{one.name or 'the model'}: {one.skipped}" for one in seen]
-        reasons += [f"{name or 'the model'}: {_LOST}" for name in tap.lost]
-        raise Unmeasurable("; ".join(reasons[:3]) if reasons else UNSEEN)
-    return seen
-
-
-_LOST = "a softmax over the keys was seen, but not its product with the values"
 _VARIES = "the calls of attention differ from one forward pass to the next"
 
 
@@ -237,30 +195,41 @@ class _Scorer:
             for self._part in parts:
                 self._at = 0
                 mask = None if self._mask is None else self._mask[self._part]
-                run_on(model, self._tokens[self._part], mask, self._call)
+                with tap.passing():
+                    run_on(model, self._tokens[self._part], mask, self._call)
+                if self._at != len(self._plan):
+                    self._varies()
                 if self._merged:
                     return False
-                if self._at != len(self._plan):
-                    raise Unmeasurable(_VARIES)
-        self._skipped |= dict.fromkeys(tap.lost, _LOST)
+        self._skipped |= dict.fromkeys(tap.lost, LOST)
         return True
 
     def _visit(self, found: AttentionCall) -> None:
+        if self._merged:
+            return
         if self._at >= len(self._plan) or self._plan[self._at].name != found.name:
-            raise Unmeasurable(_VARIES)
+            self._varies()
+            return
         seen = self._plan[self._at]
         self._at += 1
-        if seen.skipped is not None or self._merged:
+        if seen.skipped is not None:
             return
         reason = found.why_not_over(self._tokens.shape[1])
         if reason is not None:
             self._skipped[found.name] = reason
             return
         batch = len(self._tokens[self._part])
-        if batch > 1 and (seen.leading[0] != 1 or found.leading != (batch, *seen.leading[1:])):
-            self._merged = True
-            return
+        if found.leading != (batch, *seen.leading[1:]) or seen.leading[:1] != (1,):
+            if batch > 1:
+                self._merged = True
+                return
         self._add(found.by_head(batch))
+
+    def _varies(self) -> None:
+        """Go on with one sequence at a time, or give up: a model may loop over its batch."""
+        if len(self._tokens[self._part]) == 1:
+            raise Unmeasurable(_VARIES)
+        self._merged = True
 
     def _add(self, found: AttentionCall) -> None:
         for index, pairs in enumerate(self._pairs[self._part]):

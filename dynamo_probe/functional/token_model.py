@@ -80,19 +80,24 @@ def logits_of(output: Any, tokens: Tensor) -> Tensor:
     """Return the logits in a model's output, `[sequences, length, vocabulary]`.
 
     Args:
-        output: a tensor, a tuple that begins with one, a mapping or an object with `logits`.
+        output: a tensor, a tuple with one of three axes, a mapping or an object with `logits`.
         tokens: what the model ran on, `[sequences, length]`.
 
     Raises:
-        ValueError: when there are none, or not one for each token.
+        ValueError: when there are none, not one for each token, too few for the ids, or
+            probabilities in their place.
     """
     found: Any = output
     if isinstance(output, Mapping):
         found = output.get("logits")
     elif isinstance(output, (tuple, list)):
-        found = next(
-            (part for part in output if isinstance(part, Tensor) and part.dim() == 3), None
-        )
+        several = [part for part in output if isinstance(part, Tensor) and part.dim() == 3]
+        if len(several) > 1:
+            raise ValueError(
+                f"the model returned {len(several)} tensors of three axes: which are the logits? "
+                "Give call= a function of (model, tokens) that returns them"
+            )
+        found = several[0] if several else None
     elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() != 3:
@@ -105,6 +110,15 @@ def logits_of(output: Any, tokens: Tensor) -> Tensor:
             f"the logits have shape {list(found.shape)} for tokens of shape {list(tokens.shape)}: "
             "there is not one for each token. Some models compute only the last one unless they "
             "are given targets; give call=lambda model, tokens: ..."
+        )
+    if tokens.numel() and int(tokens.max()) >= found.shape[2]:
+        raise ValueError(
+            f"there are ids up to {int(tokens.max())} and the model returned {found.shape[2]} "
+            "logits for each token; lower vocab_size"
+        )
+    if bool((found >= 0).all()) and bool(((found.float().sum(-1) - 1).abs() < 0.01).all()):
+        raise ValueError(
+            "the model returned probabilities; give call=lambda model, tokens: model(tokens).log()"
         )
     return found
 
