@@ -21,6 +21,7 @@ from dynamo_probe.instrument import Event, Instrument, Probe, Reading, Treatment
 from dynamo_probe.probes.alert import Alert
 from dynamo_probe.probes.dormancy import Dormancy
 from dynamo_probe.probes.gradients import Gradients
+from dynamo_probe.probes.induction import Induction
 from dynamo_probe.probes.plasticity import PruningPlasticity
 from dynamo_probe.probes.rank import Rank
 from dynamo_probe.probes.saturation import Saturation
@@ -77,6 +78,7 @@ __all__ = [
     "Gradients",
     "GradualMagnitudePruning",
     "History",
+    "Induction",
     "Instrument",
     "LogSpaced",
     "NotMeasurable",

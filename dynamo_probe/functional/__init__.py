@@ -1,5 +1,9 @@
 """Pure functions: tensors in, tensors or numbers out. All the mathematics lives here."""
 
+from dynamo_probe.functional.ablation import ablate_heads
+from dynamo_probe.functional.ablation_effect import Effect, ablation_effects
+from dynamo_probe.functional.change_point import ChangePoint, change_point
+from dynamo_probe.functional.copying import CopyLoss, copy_loss
 from dynamo_probe.functional.densities import erk_densities, exact_counts, uniform_densities
 from dynamo_probe.functional.dormancy import (
     constant_units,
@@ -10,7 +14,15 @@ from dynamo_probe.functional.dormancy import (
     normalised_scores,
     saturated_units,
 )
+from dynamo_probe.functional.effective_size import (
+    ComputeEquivalentLoss,
+    EffectiveSize,
+    compute_equivalent_loss,
+    effective_size,
+)
+from dynamo_probe.functional.formation import expected_formation
 from dynamo_probe.functional.gradients import grama_activation_scores, grama_weight_scores
+from dynamo_probe.functional.heads import HeadScores, head_scores
 from dynamo_probe.functional.importance import grasp_scores, magnitude_scores
 from dynamo_probe.functional.overlap import overlap_coefficient
 from dynamo_probe.functional.plasticity import pruning_plasticity
@@ -36,24 +48,38 @@ from dynamo_probe.functional.updates import mean_weight_magnitude, relative_chan
 from dynamo_probe.functional.utility import contribution_utility, outgoing_magnitude
 
 __all__ = [
+    "ChangePoint",
+    "ComputeEquivalentLoss",
+    "CopyLoss",
+    "Effect",
+    "EffectiveSize",
+    "HeadScores",
     "PlasticityReport",
     "RecycleReport",
     "SaturationShares",
     "SparsityReport",
     "TrainabilityReport",
+    "ablate_heads",
+    "ablation_effects",
+    "change_point",
+    "compute_equivalent_loss",
     "constant_units",
     "contribution_utility",
+    "copy_loss",
     "dead_units",
     "dormancy_scores",
     "dormant_fraction",
     "dormant_units",
     "effective_rank",
+    "effective_size",
     "erk_densities",
     "exact_counts",
+    "expected_formation",
     "gradient_saturated_units",
     "grama_activation_scores",
     "grama_weight_scores",
     "grasp_scores",
+    "head_scores",
     "magnitude_scores",
     "mean_weight_magnitude",
     "normalised_scores",
