@@ -104,8 +104,6 @@ class HeadTap(TorchFunctionMode):
             return self._sdpa(dict(zip(_SDPA, args, strict=False)) | kwargs, cross=False)
         if func is F.multi_head_attention_forward:
             return self._multi_head(args, kwargs)
-        if func is F.embedding:
-            _check_ids(*args[:2])
         output = func(*args, **kwargs)
         found = self._patterns.see(func, args, kwargs, output, self._stack[-1])
         if found is None:
@@ -200,12 +198,6 @@ class _Leave:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self._tap.left(self._name)
-
-
-def _check_ids(ids: Tensor, weight: Tensor) -> None:
-    """Refuse ids that an embedding does not have: on a GPU they would end the process."""
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < weight.shape[0]:
-        raise IndexError(f"there are ids up to {int(ids.max())} for {weight.shape[0]} embeddings")
 
 
 def _with_attention(sdpa: Callable[..., Tensor]) -> Callable[..., Any]:

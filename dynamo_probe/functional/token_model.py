@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 
@@ -41,11 +42,12 @@ def run_on(
             "lower period or copies"
         )
     try:
-        if call is not None:
-            return call(model, tokens)
-        if attention_mask is not None:
-            return model(tokens, attention_mask=attention_mask)
-        return model(tokens)
+        with _CheckedIds():
+            if call is not None:
+                return call(model, tokens)
+            if attention_mask is not None:
+                return model(tokens, attention_mask=attention_mask)
+            return model(tokens)
     except Unmeasurable:
         raise
     except Exception as error:
@@ -53,6 +55,26 @@ def run_on(
             f"the model failed on tokens of shape {list(tokens.shape)} "
             f"({type(error).__name__}: {error}). {_advice(model, error)}"
         ) from error
+
+
+class _CheckedIds(TorchFunctionMode):
+    """Refuses ids that an embedding does not have: on a GPU they would end the process."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.embedding:
+            ids, weight = args[:2]  # torch hands them on by position
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < weight.shape[0]:
+                raise IndexError(
+                    f"there are ids from {int(ids.min())} to {int(ids.max())} for "
+                    f"{weight.shape[0]} embeddings"
+                )
+        return func(*args, **(kwargs or {}))
 
 
 def _context(model: nn.Module) -> int | None:

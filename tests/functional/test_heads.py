@@ -450,7 +450,9 @@ def test_flex_attention_is_an_error_and_not_zeros():
 
 
 def test_a_vocabulary_that_the_embedding_lacks_is_an_error_before_the_kernel_sees_it():
-    with pytest.raises(ValueError, match=r"ids up to \d+ for 40 embeddings.*lower vocab_size"):
+    with pytest.raises(
+        ValueError, match=r"ids from \d+ to \d+ for 40 embeddings.*lower vocab_size"
+    ):
         head_scores(Tiny(), 4000, **SMALL)
 
 
@@ -705,3 +707,15 @@ def test_under_autocast_the_scores_are_those_of_the_lower_precision(mixed: bool)
     with torch.autocast("cpu", torch.bfloat16):
         found = head_scores(model, VOCAB, **SMALL)
     assert_equal(found, reference(model, found.tokens), 2e-3)
+
+
+def test_the_kernels_log_sum_exp_reaches_the_scores(monkeypatch: pytest.MonkeyPatch):
+    from dynamo_probe.functional import heads
+
+    seen = []
+    plain = heads.pair_mass
+    monkeypatch.setattr(
+        heads, "pair_mass", lambda call, *rest: seen.append(call) or plain(call, *rest)
+    )
+    head_scores(Tiny(), VOCAB, **SMALL)
+    assert len(seen) == 2 * 3 and all(call.logsumexp is not None for call in seen)
