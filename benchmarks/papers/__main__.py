@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks.papers.comparisons import COMPARISONS, rows
+from benchmarks.papers.comparisons import COMPARISONS, Comparison, key, rows
+from benchmarks.papers.engines import ENGINES
+from benchmarks.papers.tables import Row
 
 
 def main() -> None:
@@ -23,6 +26,8 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/papers.jsonl"), help="a row a run")
+    parser.add_argument("--resume", action="store_true", help="skip the runs that the file has")
+    parser.add_argument("--engine", choices=ENGINES, default="process", help="what runs them")
     options = parser.parse_args()
     wanted = options.name or ["*"]
     chosen = [
@@ -38,11 +43,11 @@ def main() -> None:
         ]
         chosen = [one for one in chosen if one.arms]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    total = sum(len(comparison.arms) for comparison in chosen) * len(seeds)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    done = []
+    done = finished(options.out, chosen, seeds) if options.resume else []
+    total = sum(len(comparison.arms) for comparison in chosen) * len(seeds)
     with options.out.open("a", encoding="utf-8") as file:
-        for row in rows(chosen, seeds, options.workers):
+        for row in rows(chosen, seeds, options.workers, engine=options.engine, done=done):
             done.append(json.loads(json.dumps(row)))
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -51,6 +56,29 @@ def main() -> None:
         print(f"\n### {comparison.name}\n")
         mine = [row for row in done if row["name"] == comparison.name]
         print(comparison.table(mine, comparison.arms))
+
+
+def finished(path: Path, chosen: Sequence[Comparison], seeds: Sequence[int]) -> list[Row]:
+    """Return a row for each of the wanted runs that a file has."""
+    rows = {key(row): row for row in whole_rows(path)}
+    wanted = [
+        key({"name": one.name, "setting": asdict(one.setting), "arm": arm, "seed": seed})
+        for one in chosen
+        for arm in one.arms
+        for seed in seeds
+    ]
+    return [rows[run] for run in wanted if run in rows]
+
+
+def whole_rows(path: Path) -> list[Row]:
+    """Return the rows of a file; one that an interruption cut off is cut off the file, too."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 if __name__ == "__main__":

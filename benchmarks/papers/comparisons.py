@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,7 +21,10 @@ from benchmarks.papers import (
     granet_plasticity,
     granet_tables,
     label_shuffle,
+    repeated_data,
+    repeated_data_tables,
 )
+from benchmarks.papers.engines import results
 from benchmarks.papers.tables import Row, table
 
 
@@ -83,6 +85,16 @@ COMPARISONS = (
         dormant_growth.ARMS,
         dormant_growth.table,
     ),
+    *(
+        Comparison(
+            f"repeated-data/{name}",
+            repeated_data.run,
+            setting,
+            arms,
+            repeated_data_tables.table,
+        )
+        for name, setting, arms in repeated_data.EXPERIMENTS
+    ),
 )
 
 
@@ -108,17 +120,35 @@ def one(comparison: Comparison, arm: str, seed: int) -> dict[str, Any]:
     }
 
 
+def key(row: Row) -> str:
+    """Return what tells a run from all others: name, setting, arm and seed."""
+    parts = [row["name"], row["setting"], row["arm"], row["seed"]]
+    return json.dumps(parts, sort_keys=True)
+
+
 def rows(
-    comparisons: Sequence[Comparison], seeds: Sequence[int], workers: int
+    comparisons: Sequence[Comparison],
+    seeds: Sequence[int],
+    workers: int,
+    *,
+    engine: str = "process",
+    done: Sequence[Row] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Run everything on a pool of processes; yield the rows as they come."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [
-            pool.submit(one, comparison, arm, seed)
-            for comparison in comparisons
-            for seed in seeds
-            for arm in comparison.arms
-        ]
-        for job in as_completed(jobs):
-            yield job.result()
+    """Run everything on several processes; yield the rows as they come.
+
+    Args:
+        comparisons: what to run.
+        seeds: of each arm.
+        workers: processes, one thread each.
+        engine: see `engines.results`.
+        done: rows of runs that are not made again.
+    """
+    known = {key(row) for row in done}
+    jobs = []
+    for comparison in comparisons:
+        row = {"name": comparison.name, "setting": asdict(comparison.setting)}
+        for seed in seeds:
+            for arm in comparison.arms:
+                if key({**row, "arm": arm, "seed": seed}) not in known:
+                    jobs.append((comparison, arm, seed))
+    yield from results(one, jobs, workers, engine)
