@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 
 from benchmarks.papers import repeated_data
+from benchmarks.papers import repeated_data_tasks as tasks
 from benchmarks.papers.models.gpt import GPT, Shape
 from benchmarks.papers.repeated_data_measure import random_copies
 from dynamo_probe.functional.heads import head_scores
@@ -34,6 +35,36 @@ def test_repeats_keep_induction_heads_from_forming(executor):
     assert repeated.last.test > control.last.test > fresh.last.test + 0.5
     assert repeated.last.random_copy > fresh.last.random_copy + 2
     assert repeated.last.repeated is not None and repeated.last.repeated < 0.3
+
+
+@pytest.mark.parametrize(
+    ("arm", "total", "pool", "once"),
+    [
+        ("d=64", 48_000, 0, 48_000),
+        ("d=64 50% x100", 48_000, 240, 24_000),
+        ("d=64 90% x1800", 48_000, 24, 4_800),
+        ("d=64 90% unique", 4_800, 0, 4_800),
+        ("d=32 10% x1200", 48_000, 4, 43_200),
+    ],
+)
+def test_the_name_of_an_arm_gives_its_samples(arm, total, pool, once):
+    order, repeated = repeated_data.samples(
+        repeated_data.parse(arm), repeated_data.COPY, range(100_000), seed=1
+    )
+    times = torch.bincount(order.order)
+    assert len(order) == total and len(repeated) == pool
+    assert int((times == 1).sum()) == once
+    assert (times[repeated] > 1).all()
+
+
+def test_a_text_is_tested_on_files_that_training_has_not_and_its_copies_are_copies():
+    task = tasks.load("python", 128, (16, 64), samples=16_000, test_samples=64)
+    train = {bytes(row) for row in task.train.tensors[0].to(torch.uint8).numpy()}
+    test = {bytes(row) for row in task.test.to(torch.uint8).numpy()}
+    assert len(test) == 64 and not test & train
+    assert set(task.lags.tolist()) <= set(range(16, 65))
+    for row, copy, lag in zip(task.test, task.copies, task.lags, strict=True):
+        assert copy.tolist() == [row[place % int(lag)] for place in range(128)]
 
 
 @pytest.mark.parametrize("rope", [False, True])
