@@ -68,6 +68,7 @@ def instruments(kind: str) -> list[dp.Instrument]:
         dp.Dormancy(every=3, on="probe"),
         dp.Rank(every=3),
         *further,
+        *([dp.Induction(every=2, period=5, dense=0)] if kind == "gpt" else []),
         *treatment,
     ]
 

@@ -42,7 +42,9 @@ def every_probe(
         with torch.no_grad():
             return -float(loss(model))
 
+    language = isinstance(model, GPT)
     return [
+        *([dp.Induction(every=40, period=5, dense=0)] if language else []),
         dp.Dormancy(every=1, companions=True),
         dp.Dormancy(every=1, on="probe"),
         dp.Rank(every=1, layers="all"),
@@ -87,6 +89,9 @@ def test_200_updates_with_every_probe_are_bit_identical(case: str, tmp_path: Pat
             for tag in ("dormancy/tau=0.1", "gradients/norm_before_clipping", "updates/distance"):
                 assert len(watch.history.series(tag)[0]) == 200
             assert len(watch.history.series("topology/density")[0]) == 200
+            if case.startswith("gpt"):
+                assert len(watch.history.series("induction/top")[0]) == 6
+                assert len(watch.history.series("induction/ablation/induction")[0]) == 6
             assert len(watch.history.series("pruning_plasticity/before")[0]) == 4
             for tag in ("trainability/ratio", "trainability-2/ratio"):
                 assert len(watch.history.series(tag)[0]) >= 3

@@ -27,6 +27,7 @@ from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable
 
+_RANDOM = "random heads for "
 _SCORES = ("prefix_matching", "previous_token", "duplicate_token", "sink")
 
 
@@ -275,7 +276,12 @@ class Induction(Probe):
         shape = (scores.prefix_matching.shape[0], scores.prefix_matching.shape[1])
         induction = scores.top(self.top)
         previous = [h for h in scores.top(self.top, "previous_token") if h not in induction]
-        sets = {"induction": induction, "previous_token": previous}
+        sets = {"induction": induction}
+        if previous:
+            sets["previous_token"] = previous
+        else:
+            reason = "the heads with the highest score are those of the induction set; lower top="
+            self._tell(site, "no others", "skipped", f"{self.name}/ablation/previous_token", reason)
         for name, heads in list(sets.items()):
             generator = site.generator(self.name, name)
             drawn = control_heads(shape, heads, (*induction, *previous), generator)
@@ -283,13 +289,13 @@ class Induction(Probe):
                 reason = "its layers have too few other heads for a random control of the same size"
                 self._tell(site, name, "note", f"{self.name}/ablation/{name}", reason)
             else:
-                sets[f"random for {name}"] = drawn
+                sets[_RANDOM + name] = drawn
         effects = ablation_effects(
             site.model, self.vocab_size, sets, seed=self._seed, call=self._call, **self._tokens
         )
-        for name in ("induction", "previous_token"):
+        for name in [name for name in sets if not name.startswith(_RANDOM)]:
             self._emit_effect(site, f"{self.name}/ablation/{name}", effects[name])
-            control = effects.get(f"random for {name}")
+            control = effects.get(_RANDOM + name)
             if control is not None:
                 over = effects[name].over(control)
                 self._emit_effect(site, f"{self.name}/ablation/{name}_over_random", over)

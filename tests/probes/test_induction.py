@@ -137,6 +137,14 @@ def test_ablation_readings_are_differences_of_copy_losses() -> None:
     assert low < over < values(watch, "ablation/induction_over_random/high")[5]
 
 
+def test_a_set_of_heads_that_would_be_empty_is_left_out_and_not_0() -> None:
+    watch = run(Copier(), Induction(every=5, period=12, top=4), [20.0] * 5)
+    assert "induction/ablation/induction" in watch.history.tags()
+    assert "induction/ablation/previous_token" not in watch.history.tags()
+    told = [e for e in watch.events if e.subject == "induction/ablation/previous_token"]
+    assert len(told) == 1 and told[0].kind == "skipped"
+
+
 def test_a_control_that_cannot_be_drawn_is_left_out_with_its_reason() -> None:
     watch = run(Copier(), Induction(every=5, period=12, top=2), [20.0] * 5)
     assert "induction/ablation/induction_over_random" not in watch.history.tags()
