@@ -24,6 +24,7 @@ from dynamo_probe.instrument import Event, Instrument, Reading
 from dynamo_probe.observation.apart import apart
 from dynamo_probe.observation.backward import BackwardRecorder
 from dynamo_probe.observation.batch import Batch
+from dynamo_probe.observation.inputs import InputTap
 from dynamo_probe.observation.statistics import MAGNITUDE, Statistic
 from dynamo_probe.prefixes import bound, inside, joined, layer_in, wiring_in
 from dynamo_probe.source import NotMeasurable, Source, Where
@@ -32,6 +33,21 @@ BeforeStep = Callable[[Optimizer, bool], None]
 """Takes an optimizer that is about to step, and whether it was given a closure."""
 AfterStep = Callable[[Optimizer, bool], None]
 """Takes an optimizer that has just stepped, and whether it was given a closure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """What an instrument does after every update, whatever its schedule.
+
+    Attributes:
+        instrument: whose it is.
+        action: takes the site.
+        tap: where it sees the tokens that the model is given; None where it does not.
+    """
+
+    instrument: Instrument
+    action: Callable[[Site], None]
+    tap: InputTap | None
 
 
 @dataclass(slots=True)
@@ -95,6 +111,7 @@ class Site:
         self.sources: list[Source] = []
         self.before_steps: list[tuple[Instrument, BeforeStep, bool]] = []
         self.constraints: list[Constraint] = []
+        self.followers: list[Follower] = []
         self.connections: list[Connections] = []
         self.readings: list[Reading] = []
         self.fresh: list[Reading] = []
@@ -171,6 +188,21 @@ class Site:
         """
         self.constraints.append(Constraint(instrument, before, after, hold))
 
+    def follow(
+        self,
+        instrument: Instrument,
+        action: Callable[[Site], None],
+        tap: InputTap | None = None,
+    ) -> None:
+        """Ask to be called after every update, and before anything fires at it.
+
+        Args:
+            instrument: who asks.
+            action: takes this site; a failure in it disables the instrument.
+            tap: is put on the model, and taken off with the instrument.
+        """
+        self.followers.append(Follower(instrument, action, tap))
+
     def publish(self, connections: Connections) -> None:
         """Let other instruments see which connections a sparse treatment keeps."""
         self.connections.append(connections)
@@ -217,6 +249,11 @@ class Site:
     def ranks(self) -> int:
         """How many processes share the run; 1 in a process alone."""
         return 1 if self.process_group is None else dist.get_world_size(self.process_group)
+
+    @property
+    def rank(self) -> int:
+        """Which of them this process is; 0 in a process alone."""
+        return 0 if self.process_group is None else dist.get_rank(self.process_group)
 
     def sum_over_ranks(self, figures: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks; the tensor itself in a process alone."""

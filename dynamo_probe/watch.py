@@ -127,12 +127,16 @@ class Watch:
                 self._handles.append(self._constraints.hook(optimizer))
         self._handles.append(clock.register_step_post_hook(self._after_step))
         model, wrapper = self._site.model, self._wrapper
+        compiled = compiled_wrapper(wrapper)  # a hook inside it would be traced and hear nothing
+        for tap in (follower.tap for follower in site.followers):
+            if tap is not None:
+                tap.put_on(model if compiled is None else compiled, lambda: self._working)
         if self._site.layers:
             self._met.add("")
             if not site.constraints:
                 return
         self._discovery = Discovery(model, wrapper, self._called)
-        if compiled_wrapper(wrapper) is None and is_compiled(model):
+        if compiled is None and is_compiled(model):
             reason = "model.compile() hides the first forward pass: give probe_batch= to dp.watch"
             self._site.note("skipped", "the model", reason=reason)
             self._warn(reason)
@@ -206,6 +210,9 @@ class Watch:
             handle.remove()
         for source in self._site.sources:
             source.recorder.close()
+        for follower in self._site.followers:
+            if follower.tap is not None:
+                follower.tap.close()
         for instrument in self.instruments if hasattr(self, "_agenda") else ():
             self._guarded(lambda instrument=instrument: self._finish(instrument))
         self._deliver()
@@ -306,8 +313,26 @@ class Watch:
         site.step += 1
         if self._budget is not None:
             self._budget.update_ends(self._agenda.gathering)
+        if site.followers:
+            self._guarded(self._follow)
         if site.step >= self._agenda.wake:
             self._guarded(self._work)
+        elif site.followers:
+            self._deliver()
+
+    def _follow(self) -> None:
+        """Let instruments see every update; what is disabled sees no more."""
+        self._working = True
+        try:
+            timers = {id(timer.instrument): timer for timer in self._agenda.timers}
+            for follower in self._site.followers:
+                timer = timers[id(follower.instrument)]
+                if timer.off is None:
+                    self._conductor.run(timer, follower.action)
+                if timer.off is not None and follower.tap is not None:
+                    follower.tap.close()
+        finally:
+            self._working = False
 
     def _work(self) -> None:
         site, step = self._site, self._site.step
