@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_probe.functional.ablation import Kind, ablate_heads
-from dynamo_probe.functional.copying import copy_loss
+from dynamo_probe.functional.copying import CopyLoss, copy_loss
 from dynamo_probe.functional.token_model import Call
 
 
@@ -48,6 +48,7 @@ def ablation_effects(
     sequences: int = 8,
     seed: int = 0,
     call: Call | None = None,
+    whole: CopyLoss | None = None,
 ) -> dict[str, Effect]:
     """Measure how much the loss on repeated random tokens rises without sets of heads.
 
@@ -65,6 +66,7 @@ def ablation_effects(
         sequences: number of pairs, 4 or more for an interval.
         seed: of the tokens.
         call: see `copy_loss`.
+        whole: the copy loss with all heads on the same tokens, where it is known already.
 
     Returns:
         {name: loss on copies without the heads, less that with all heads}.
@@ -73,8 +75,8 @@ def ablation_effects(
         ValueError: as `copy_loss` and `ablate_heads`.
     """
 
-    def losses() -> Tensor:
-        found = copy_loss(
+    def measured() -> CopyLoss:
+        return copy_loss(
             model,
             vocab_size,
             bos=bos,
@@ -84,14 +86,13 @@ def ablation_effects(
             generator=torch.Generator().manual_seed(seed),
             call=call,
         )
-        return found.by_sequence
 
-    base = losses()
+    base = (measured() if whole is None else whole).by_sequence
     found: dict[str, Effect] = {}
     for name, heads in sets.items():
         if heads:
             with ablate_heads(model, heads, kind):
-                found[name] = effect_of(losses() - base)
+                found[name] = effect_of(measured().by_sequence - base)
         else:
             found[name] = effect_of(torch.zeros_like(base))
     return found

@@ -214,7 +214,7 @@ class Induction(Probe):
             dropped = value if figure == "damage" else dropped
         self._compare(site, metrics)
         if copied is not None and self.ablate:
-            self._ablate(site, scores)
+            self._ablate(site, scores, copied)
         self._look_for_formation(site, figures, best[0] > self._threshold(scores))
         before, self._before = self._before, mean
         # A change by a third, where there is more than chance to change: forming, or being damaged.
@@ -271,7 +271,7 @@ class Induction(Probe):
             else:
                 self._tell(site, f"{figure}", "skipped", f"{self.name}/{figure}", reason)
 
-    def _ablate(self, site: Site, scores: HeadScores) -> None:
+    def _ablate(self, site: Site, scores: HeadScores, whole: CopyLoss) -> None:
         assert self.vocab_size is not None
         shape = (scores.prefix_matching.shape[0], scores.prefix_matching.shape[1])
         induction = scores.top(self.top)
@@ -291,7 +291,13 @@ class Induction(Probe):
             else:
                 sets[_RANDOM + name] = drawn
         effects = ablation_effects(
-            site.model, self.vocab_size, sets, seed=self._seed, call=self._call, **self._tokens
+            site.model,
+            self.vocab_size,
+            sets,
+            seed=self._seed,
+            call=self._call,
+            whole=whole,
+            **self._tokens,
         )
         for name in [name for name in sets if not name.startswith(_RANDOM)]:
             self._emit_effect(site, f"{self.name}/ablation/{name}", effects[name])
