@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.papers.repeated_data import Arm, parse
 from benchmarks.papers.tables import Row, mean_and_error
-from dynamo_probe.functional.effective_size import effective_size
+from dynamo_probe.functional.effective_size import compute_equivalent_loss, effective_size
 
 Figure = Callable[[Row], float]
 
@@ -78,6 +78,27 @@ def damage(rows: Sequence[Row], arm: str, figure: Figure) -> str:
     return f"{middle} ({ends[0]} to {ends[1]})"
 
 
+def compute_lost(rows: Sequence[Row], arm: str) -> str:
+    """Return the share of an arm's updates that its mean test loss was not worth.
+
+    The learning rate stays, so the curve of the baseline is the table of shorter runs.
+    """
+    fresh, _ = controls(parse(arm))
+    curves = [row["curve"] for row in rows if row["arm"] == fresh]
+    table = {
+        points[0]["update"]: statistics.fmean(point["test"] for point in points)
+        for points in zip(*curves, strict=True)
+    }
+    ends = [row["curve"][-1] for row in rows if row["arm"] == arm]
+    loss = statistics.fmean(point["test"] for point in ends)
+    lost = compute_equivalent_loss(table, loss, ends[0]["update"])
+    if lost.reason is None:
+        return f"{100 * lost:.0f} %"
+    if loss > max(table.values()):
+        return f"> {100 * (1 - min(table) / ends[0]['update']):.0f} %"
+    return "< 0 %" if loss < min(table.values()) else "ambiguous"
+
+
 def differences(rows: Sequence[Row], first: str, second: str, figure: Figure) -> list[float]:
     """Return by how much an arm's figure is above another's, for each seed that has both."""
     other = of_arm(rows, second, figure)
@@ -123,11 +144,14 @@ def figures(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
 def damages(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
     """Return the lines of how many times smaller the repeats make a model."""
     lines = [
-        "| effective-size divisor | " + " | ".join(METRICS) + " |",
-        "|---|" + "---:|" * len(METRICS),
+        "| effective-size divisor | "
+        + " | ".join([*METRICS, "test: share of compute lost"])
+        + " |",
+        "|---|" + "---:|" * (1 + len(METRICS)),
     ]
     for arm in arms:
         cells = [damage(rows, arm, figure) for figure in METRICS.values()]
+        cells.append(compute_lost(rows, arm))
         lines.append("| " + " | ".join([arm, *cells]) + " |")
     return lines
 
