@@ -39,9 +39,14 @@ def pair_mass(call: AttentionCall, sequence: int, queries: Tensor, keys: Tensor)
         return _from_rows(call, sequence, heads, queries, keys)
     weights, error = _from_kernel(call, sequence, queries, keys)
     # Of large products float32 has few digits behind the point: there the rows are computed.
-    coarse = heads[~(error.amax(0) <= TOLERANCE)] if len(queries) else heads[:0]
-    if len(coarse):
-        weights[:, coarse] = _from_rows(call, sequence, coarse, queries, keys)
+    coarse = ~(error <= TOLERANCE)
+    some = heads[coarse.any(0)]
+    few = len(some) * call.positions[0] * call.positions[1] <= CHUNK
+    for part in ([some] if few else some.split(1)) if len(some) else ():
+        rows = queries[coarse[:, part].any(1)]
+        chosen = torch.isin(queries, rows).nonzero()[:, 0]
+        anew = _from_rows(call, sequence, part, queries[chosen], keys[chosen])
+        weights[chosen[:, None], part] = anew
     return weights
 
 
@@ -95,19 +100,27 @@ def _from_rows(
         products = _row_products(call, sequence, heads, chosen)
         inside = (where >= begin) & (where < begin + size)
         row, column = where[inside] - begin, keys[inside]
+        beyond = column >= products.shape[2]
+        column = column.masked_fill(beyond, 0)
         weights = products.softmax(-1)[:, row, column]
-        found.append(torch.where(products[:, row, column] == float("-inf"), 0.0, weights).T)
+        hidden = beyond | (products[:, row, column] == float("-inf"))
+        found.append(torch.where(hidden, 0.0, weights).T)
     return torch.cat(found) if found else call.output.new_empty(0, len(heads))
 
 
 def _row_products(call: AttentionCall, sequence: int, heads: Tensor, rows: Tensor) -> Tensor:
-    """Return the scaled and masked products of some queries with all keys, [heads, rows, keys]."""
+    """Return the scaled and masked products of some queries with all keys, [heads, rows, keys].
+
+    Where attention is causal, keys behind the last of the queries are left out.
+    """
     query, key = _of(call, sequence)
+    if call.causal:
+        key = key[:, : int(rows[-1]) + 1]
     group = len(query) // len(key)
     products = query[heads[:, None], rows] @ key[heads // group].transpose(1, 2)
     products *= call.scale
     mask = _mask_of(call, sequence)
-    bias = None if mask is None else mask[:, _at(rows, mask, 1)]
+    bias = None if mask is None else mask[:, _at(rows, mask, 1), : key.shape[1]]
     if bias is not None and len(bias) > 1:
         bias = bias[heads]
     columns = torch.arange(key.shape[1], device=rows.device)

@@ -14,7 +14,7 @@ from dynamo_probe.functional.token_model import Call, run_on
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 
 LOST = "a softmax over the keys was seen, but not its product with the values"
-LENGTH = 64
+LENGTH = 16
 """Most tokens of a rehearsal: enough to tell axes apart, at next to no cost."""
 
 
@@ -64,8 +64,8 @@ def rehearse(
 
 
 def _shorter(length: int) -> int:
-    """Return a power of two, for models that take lengths of a certain multiple, or one less."""
-    return min(LENGTH, 2 ** ((length - 1).bit_length() - 1)) if length > 16 else length - 1
+    """Return the length of a rehearsal: a power of two suits models that take multiples of one."""
+    return LENGTH if length > LENGTH else length - 1
 
 
 def _run(

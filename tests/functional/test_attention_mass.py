@@ -153,6 +153,27 @@ def test_of_large_products_the_error_is_float32s_own(sharpness: float, kernel: b
     np.testing.assert_allclose(sums, 1.0, rtol=0, atol=2e-6)
 
 
+def test_only_rows_that_are_too_coarse_are_computed(monkeypatch: pytest.MonkeyPatch):
+    call = call_of(length=33)
+    seen: list[tuple[list[int], list[int]]] = []
+    plain = attention_mass._from_rows
+
+    def spy(call: AttentionCall, sequence: int, heads: Tensor, queries: Tensor, keys: Tensor):
+        seen.append((heads.tolist(), sorted(set(queries.tolist()))))
+        return plain(call, sequence, heads, queries, keys)
+
+    monkeypatch.setattr(attention_mass, "_from_rows", spy)
+    assert call.query is not None and call.logsumexp is not None
+    call.query[0, 2, 17] *= 100  # one query of one head
+    with torch.no_grad():
+        products = (call.query @ call.key.mT * call.scale).masked_fill(
+            torch.ones(33, 33, dtype=torch.bool).triu(1), -torch.inf
+        )
+    call = replace(call, logsumexp=products.logsumexp(-1))
+    np.testing.assert_allclose(whole(call, 0), reference(call)[0], rtol=0, atol=5e-6)
+    assert len(seen) == 1 and 2 in seen[0][0] and 17 in seen[0][1] and len(seen[0][1]) < 10
+
+
 def test_the_kernels_log_sum_exp_alone_is_too_coarse_for_large_products():
     call = call_of(sharpness=300.0, length=33)
     queries, keys = every_pair(33)
@@ -179,16 +200,23 @@ def test_bfloat16_queries_are_scored_in_float32():
     np.testing.assert_allclose(whole(call, 0), reference(call)[0], rtol=0, atol=5e-7)
 
 
-@pytest.mark.parametrize("chunk", [1, 50, 333])
+@pytest.mark.parametrize("chunk", [1, 50, 333, 2000])
 @pytest.mark.parametrize("kernel", [True, False])
-def test_chunks_make_no_difference(chunk: int, kernel: bool, monkeypatch: pytest.MonkeyPatch):
-    call = call_of(length=21, groups=2)
+@pytest.mark.parametrize("sharpness", [1.0, 8.0])
+def test_chunks_make_no_difference(
+    chunk: int, kernel: bool, sharpness: float, monkeypatch: pytest.MonkeyPatch
+):
+    # Sharper heads have some rows computed and take the others from the kernel's log-sum-exp.
+    call = call_of(length=21, groups=2, sharpness=sharpness)
     call = call if kernel else replace(call, logsumexp=None)
     queries, keys = every_pair(21)
     some = torch.randperm(441)[:200].sort().values
     plain = pair_mass(call, 0, queries[some], keys[some])
     monkeypatch.setattr(attention_mass, "CHUNK", chunk)
-    torch.testing.assert_close(pair_mass(call, 0, queries[some], keys[some]), plain)
+    found = pair_mass(call, 0, queries[some], keys[some])
+    torch.testing.assert_close(found, plain, rtol=0, atol=2e-6)
+    want = reference(call)[0].reshape(4, -1).T[some]
+    np.testing.assert_allclose(found, want, rtol=0, atol=2e-6)
     masked = replace(call, mask=torch.rand(2, 4, 21, 21) < 0.7, logsumexp=None)
     one = keys_allowed(masked, 1)
     monkeypatch.undo()
