@@ -24,6 +24,7 @@ from dynamo_probe.probes.gradients import Gradients
 from dynamo_probe.probes.induction import Induction
 from dynamo_probe.probes.plasticity import PruningPlasticity
 from dynamo_probe.probes.rank import Rank
+from dynamo_probe.probes.repetition import Repetition
 from dynamo_probe.probes.saturation import Saturation
 from dynamo_probe.probes.topology import Topology
 from dynamo_probe.probes.trainability import Trainability
@@ -87,6 +88,7 @@ __all__ = [
     "Rank",
     "ReDo",
     "Reading",
+    "Repetition",
     "RigL",
     "SET",
     "SNFS",

@@ -23,7 +23,7 @@ def conv_loss(model: nn.Module) -> Tensor:
 
 
 def gpt_loss(model: nn.Module) -> Tensor:
-    tokens = torch.randint(11, (2, 8))
+    tokens = torch.randint(11, (2, 17))
     return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
@@ -45,6 +45,7 @@ def every_probe(
     language = isinstance(model, GPT)
     return [
         *([dp.Induction(every=40, period=5, dense=0)] if language else []),
+        *([dp.Repetition(every=1, ngram=8)] if language else []),
         dp.Dormancy(every=1, companions=True),
         dp.Dormancy(every=1, on="probe"),
         dp.Rank(every=1, layers="all"),
@@ -92,6 +93,7 @@ def test_200_updates_with_every_probe_are_bit_identical(case: str, tmp_path: Pat
             if case.startswith("gpt"):
                 assert len(watch.history.series("induction/top")[0]) == 6
                 assert len(watch.history.series("induction/ablation/induction")[0]) == 6
+                assert len(watch.history.series("repetition/loss/fresh")[0]) == 200
             assert len(watch.history.series("pruning_plasticity/before")[0]) == 4
             for tag in ("trainability/ratio", "trainability-2/ratio"):
                 assert len(watch.history.series(tag)[0]) >= 3

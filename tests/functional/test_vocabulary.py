@@ -17,12 +17,13 @@ def test_the_only_embedding_is_of_tokens() -> None:
     assert vocabulary_of(GPT(vocabulary=13)) == 13
 
 
-def test_of_two_embeddings_the_one_that_is_tied_to_an_output_is_of_tokens() -> None:
+def test_of_two_embeddings_the_one_that_has_an_output_layer_is_of_tokens() -> None:
     model = nn.ModuleDict({"tokens": nn.Embedding(30, 4), "positions": nn.Embedding(90, 4)})
     assert vocabulary_of(model) is None
-    model["head"] = nn.Linear(4, 30, bias=False)
-    model["head"].weight = model["tokens"].weight
+    model["head"] = nn.Linear(4, 30)
     assert vocabulary_of(model) == 30
+    model["wide"] = nn.Linear(4, 90)  # now it could be the other as well
+    assert vocabulary_of(model) is None
 
 
 def test_without_an_embedding_it_is_not_known() -> None:
