@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import dynamo_probe as dp
-from benchmarks.soak import killing, logs
+from benchmarks.soak import killing, language, logs
 from benchmarks.soak.process import Sample, growths
 from benchmarks.soak.training import Plan, alerts, differences, equal, probes
 from dynamo_probe.events import shorten
@@ -31,9 +31,8 @@ def test_a_run_that_is_killed_and_resumed_is_the_undisturbed_one(tmp_path: Path)
 def test_every_public_probe_is_soaked(tmp_path: Path) -> None:
     public = [getattr(dp, name) for name in dp.__all__]
     named = {one.__name__ for one in public if isinstance(one, type) and issubclass(one, dp.Probe)}
-    soaked = set(probes(Plan(100, tmp_path), lambda: None, lambda: 0.0)) | {
-        type(one).__name__ for one in alerts()
-    }
+    soaked = set(probes(Plan(100, tmp_path), lambda: None, lambda: 0.0)) | set(language.probes(1))
+    soaked |= {type(one).__name__ for one in alerts()}
     assert named - {"Probe"} == soaked, "add the probe to benchmarks/soak/training.py"
 
 

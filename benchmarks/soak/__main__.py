@@ -34,13 +34,16 @@ def soak(plan: Plan) -> dict[str, Any]:
 
     def measure(step: int, watch: dp.Watch) -> None:
         if step % max(1, plan.updates // 100) == 0:
-            samples.append(sample(step, len(watch.history), len(watch.events)))
+            watches = (watch, run.language.watch)
+            points = sum(len(one.history) for one in watches)
+            events = sum(len(one.events) for one in watches)
+            samples.append(sample(step, points, events))
             if len(samples) % 10 == 0:
                 seconds = time.perf_counter() - started
                 print(f"{seconds:6.0f} s  {samples[-1]}", flush=True)
 
     run = Run(plan)
-    with run.watch:
+    with run.watch, run.language.watch:
         run.train(measure)
         state = run.watch.state_dict()
     seconds = time.perf_counter() - started

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamo_probe as dp
+from benchmarks.soak.language import Language
 
 BATCH = 32
 INPUTS = 8
@@ -83,7 +84,7 @@ class Plan:
 def probes(
     plan: Plan, train_step: Callable[[], object], evaluate: Callable[[], float]
 ) -> dict[str, Callable[[], dp.Probe]]:
-    """Return how each public probe is made, but for alerts.
+    """Return how each public probe is made, but for alerts and what looks at tokens.
 
     Args:
         plan: the run.
@@ -167,11 +168,13 @@ class Run:
         # What is bounded has to reach its bound in the first part of the run.
         self.watch.history = dp.History(capacity=plan.capacity)
         self.watch.most_events = 100
+        self.language = Language(plan.every, plan.capacity)
 
     def train(self, meter: Meter) -> None:
         """Take the updates that are left."""
         while self.step < self.plan.updates:
             self._update()
+            self.language.update()
             self.step += 1
             meter(self.step, self.watch)
             if self.step % self.plan.checkpoint_every == 0:
@@ -219,6 +222,7 @@ class Run:
             "numpy": (name, torch.from_numpy(np.array(keys, dtype=np.int64)), *place),
             "python": random.getstate(),
             "watch": self.watch.state_dict(),
+            "language": self.language.state(),
         }
 
     def resume(self) -> None:
@@ -236,6 +240,7 @@ class Run:
         np.random.set_state((name, keys.numpy().astype(np.uint32), *place))
         random.setstate(state["python"])
         self.watch.load_state_dict(state["watch"])
+        self.language.resume(state["language"])
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -269,7 +274,7 @@ def main() -> None:
     plan.progress.write_bytes(bytes(8))
     with plan.progress.open("r+b") as file, mmap.mmap(file.fileno(), 8) as shared:
         run = Run(plan)
-        with run.watch:
+        with run.watch, run.language.watch:
             run.resume()
 
             def tell(step: int, watch: dp.Watch) -> None:
