@@ -86,6 +86,43 @@ def gradient_spike(
     )
 
 
+def induction_damage(drop: float = 0.3, *, for_updates: int = 0, then: Then = None) -> Alert:
+    """Tell of induction heads that have lost a part of their best score. Needs `Induction`.
+
+    Args:
+        drop: the alert is raised where the sum of prefix matching has fallen by more than this
+            share of its highest so far, and ends at half of it.
+        for_updates: for how many updates it has to last.
+        then: called with the event.
+    """
+    return Alert(
+        "induction/damage",
+        above=drop,
+        clear=drop / 2,
+        for_updates=for_updates,
+        then=then,
+        name="induction_damage",
+    )
+
+
+def repeated_data(share: float = 0.1, *, for_updates: int = 0, then: Then = None) -> Alert:
+    """Tell of training data of which more than a share was seen before. Needs `Repetition`.
+
+    Args:
+        share: of the tokens since the last reading; the alert ends at half of it.
+        for_updates: for how many updates it has to last.
+        then: called with the event.
+    """
+    return Alert(
+        "repetition/fraction",
+        above=share,
+        clear=share / 2,
+        for_updates=for_updates,
+        then=then,
+        name="repeated_data",
+    )
+
+
 def non_finite(tag: str = "*", *, then: Then = None) -> Alert:
     """Tell of NaN and infinity in any reading, also in one figure per unit.
 

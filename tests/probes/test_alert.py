@@ -353,6 +353,21 @@ def test_rank_collapse_compares_with_the_first_reading_of_each_layer() -> None:
     ]
 
 
+def test_damage_and_repeated_data_are_told_and_end_at_half() -> None:
+    rows = [
+        {"induction/damage": damage, "repetition/fraction": fraction}
+        for damage, fraction in ((0.0, 0.0), (0.29, 0.1), (0.31, 0.11), (0.2, 0.06), (0.1, 0.04))
+    ]
+    alerts = [dp.alerts.induction_damage(), dp.alerts.repeated_data()]
+    watch = run([Script(rows), *alerts], 5)
+    assert [(e.step, e.kind, e.subject) for e in watch.events] == [
+        (3, "alert", "induction/damage"),
+        (3, "alert", "repetition/fraction"),
+        (5, "note", "induction/damage"),
+        (5, "note", "repetition/fraction"),
+    ]
+
+
 def test_a_gradient_spike_is_judged_against_the_median_of_the_readings_before_it() -> None:
     generator = np.random.default_rng(0)
     values = np.exp(generator.normal(size=200))
