@@ -18,9 +18,16 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 _LENGTH = np.uint64(0xA0761D6478BD642F)
 
 
-@lru_cache(maxsize=8)
 def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return b^i and b^-i modulo 2^64 for i < length."""
+    forth, back = _powers_up_to(length.bit_length())
+    return forth[:length], back[:length]
+
+
+@lru_cache(maxsize=32)
+def _powers_up_to(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return more powers than are asked for, so that rows of many lengths share them."""
+    length = 1 << bits
     found: list[np.ndarray] = []
     for base in (_BASE, pow(_BASE, -1, 1 << 64)):
         steps = np.full(length, base, dtype=np.uint64)

@@ -38,7 +38,9 @@ class FirstSeen:
     Which blocks it keeps depends on their content alone, so that they are a fair sample of all that
     were ever inserted, in whatever order they came, and tables of several ranks can be joined. A
     block that was kept from its first sight on has an exact count; one that was pushed out never
-    comes back. A hash that agrees in 47 bits or more with a kept one is taken for it.
+    comes back. (A count-min sketch counts everything, but too high as soon as there are more blocks
+    than cells; a wrong repeat count is worse than one that is not known.) A hash that agrees with a
+    kept one in its slot and its upper half is taken for it.
 
     Attributes:
         tags: uint32 [slots], the upper half of each hash.

@@ -64,7 +64,8 @@ class Repetition(Probe):
 
     The tokens are those of the forward passes that a backward pass reaches: `input_ids`, or the
     first argument of whole numbers. Where a mask `attention_mask` is given, what it leaves out is
-    padding. With several ranks each sees its own rows, and at every reading all learn what the
+    padding. A loss that shows a batch to the model twice makes it repeated: give `tokens=` then.
+    With several ranks each sees its own rows, and at every reading all learn what the
     others have seen: a repeat across ranks between two readings is found from the next one on.
     """
 
@@ -134,6 +135,11 @@ class Repetition(Probe):
         self._sketch = Sketch(self.memory, self.ngram, shared=site.process_group is not None)
         if self.parameters is None:
             self.parameters = parameters_without_embeddings(site.model)
+        if self._tap is None and self.losses is True:
+            reason = (
+                "with tokens= the model's output is not looked at: give losses=, or losses=False"
+            )
+            self._skip(site, "loss", reason)
         site.follow(self, self._follow, self._tap)
         self._prepare(0)
 

@@ -278,3 +278,24 @@ def test_a_journal_that_is_full_says_how_much_it_has_not_told() -> None:
     assert len(sketch.journal.entries()) == 5 and sketch.journal.lost == 3
     sketch.journal.clear(1)
     assert sketch.journal.lost == 0 and len(sketch.journal.entries()) == 0
+
+
+def test_batches_with_nothing_to_look_at() -> None:
+    sketch = Sketch(1 << 16, 32)
+    for tokens, valid in (
+        (np.ones((2, 50), dtype=int), np.zeros((2, 50), dtype=bool)),
+        (np.ones((2, SHORTEST - 1), dtype=int), None),
+        (np.ones((3, 1), dtype=int), None),
+        (np.ones((0, 50), dtype=int), None),
+    ):
+        seen = see(sketch, tokens, 1, valid)
+        assert seen.measured == 0 and seen.classes is None and len(seen.rows) == 0
+    assert sketch.bloom.inserted == 0 and not sketch.bloom.words.any()
+
+
+def test_rows_of_many_lengths_share_what_they_have_in_common() -> None:
+    sketch, text = Sketch(1 << 20, 32), np.random.default_rng(0).integers(50_257, size=3000)
+    see(sketch, text[None], 1)
+    for length in (32, 33, 63, 64, 100, 1000, 2048, 2999):
+        flagged = flags(see(sketch, text[None, 1 : 1 + length], length), (1, length))[0]
+        assert flagged[31 : max(0, length - 31)].all()

@@ -85,7 +85,7 @@ def test_fractions_and_repeat_counts_are_those_of_what_was_planted() -> None:
             batch[row] = pool[k]
             counter[k] += 1
             expected.setdefault(update, Counter())[counter[k]] += 1
-    watch = trained(stream, Repetition(every=5, memory=64 << 20))
+    watch = trained(stream, Repetition(every=5))
     fractions = series(watch, "fraction")
     for update in (5, 10, 15, 20):
         counts: Counter[int] = sum(
@@ -285,6 +285,9 @@ def test_an_epoch_in_the_same_order_raises_an_alarm_and_shuffled_ones_do_not() -
     detail = next(e.detail for e in same.events if e.kind == "alert")
     assert (detail["updates"], detail["first_updates"]) == ([11, 13], [1, 3])
     assert "set_epoch" in detail["reason"]
+    odd = torch.cat([data, fresh(1, seed=9)[0][:2]])  # 42 rows: epochs begin inside a batch
+    same = trained(torch.cat([odd] * 4).split(ROWS), Repetition(every=10))
+    assert alerts(same) == [(14, "repetition: same order")]
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(len(data), generator=generator) for _ in range(6)]
@@ -398,6 +401,11 @@ def test_tokens_from_a_callable(form: str) -> None:
             model(torch.randn(3, 6)).sum().backward()
             optimizer.step()
     assert series(watch, "fraction") == {1: 0.0, 2: 0.0, 3: 1 / ROWS}
+    assert len(skipped(watch)) == 1 and "give losses=" in skipped(watch)[0]
+
+
+def _wrong(given: Any) -> Repetition:
+    return Repetition(every=1, tokens=lambda: given, losses=False)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +419,7 @@ def test_tokens_from_a_callable(form: str) -> None:
 )
 def test_wrong_tokens_disable_the_probe_and_training_goes_on(given, text) -> None:
     with pytest.warns(dp.DynamoProbeWarning, match=text):
-        watch = trained(fresh(3), Repetition(every=1, tokens=lambda: given), on_error="warn")
+        watch = trained(fresh(3), _wrong(given), on_error="warn")
     assert watch.step == 3
     assert [e.kind for e in watch.events] == ["disabled"]
 
@@ -438,7 +446,7 @@ def test_a_full_memory_is_said_and_then_nothing_is_read_any_more() -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     turn = iter(stream)
-    probe = Repetition(every=1, memory=1 << 16, tokens=lambda: next(turn))
+    probe = Repetition(every=1, memory=1 << 16, losses=False, tokens=lambda: next(turn))
     with dp.watch(model, optimizer, probe, on_error="raise") as watch:
         for _ in stream:
             model(fresh(1)[0]).sum().backward()
@@ -527,7 +535,7 @@ def run_shared(group: Any, stream: Sequence[Tensor]) -> dict[str, Any]:
     model = Net()
     model.drop.p = 0.0
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    probe = Repetition(every=1, memory=64 << 20)
+    probe = Repetition(every=1, memory=1 << 20)
     with dp.watch(model, optimizer, probe, process_group=group, on_error="raise") as watch:
         for batch in stream:
             step(model, optimizer, batch)
@@ -546,7 +554,7 @@ def on_a_rank(rank: int) -> dict[str, Any]:
     def tokens() -> Tensor:  # goes wrong on one rank, at the second update
         return torch.zeros(2, 3) if rank == 1 and model.training is False else next(turn)
 
-    probe = Repetition(every=2, tokens=tokens)
+    probe = Repetition(every=2, tokens=tokens, losses=False)
     with dp.watch(model, optimizer, probe, process_group=group) as watch:
         for update, batch in enumerate(fresh(4)):
             model.train(update != 1)
