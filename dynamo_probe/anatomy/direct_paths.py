@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -47,7 +48,22 @@ class Linear:
         return rows @ exact(self.weight)
 
 
-Step = Scale | Centre | Linear
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """The first features alone, as of logits that are padded to a round number.
+
+    Attributes:
+        width: number of features before.
+    """
+
+    width: int
+
+    def before(self, rows: Tensor) -> Tensor:
+        """Return the rows of what follows, times this step."""
+        return F.pad(rows, (0, self.width - rows.shape[-1]))
+
+
+Step = Scale | Centre | Linear | Narrow
 
 
 @dataclass(frozen=True, slots=True)

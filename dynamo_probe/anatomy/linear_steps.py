@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamo_probe.anatomy.direct_paths import Centre, Linear, Path, Scale, Step, exact
+from dynamo_probe.anatomy.direct_paths import Centre, Linear, Narrow, Path, Scale, Step, exact
 
 Paths = dict[int, Path]
 """How far what each call wrote has come, by the number of the call."""
@@ -147,6 +147,11 @@ def _taken(
     product = matrix_of(func, args, kwargs)
     if product is not None:
         return ((Linear(product[1]),), False) if id(product[0]) in given else None
+    if func is Tensor.__getitem__:
+        width, kept = args[0].shape[-1], output.shape[-1]
+        same = args[0].shape[:-1] == output.shape[:-1] and kept < width
+        # A part with the values of the first features: logits that were padded, without the rest.
+        return ((Narrow(width),), False) if same and _begins(args[0], output) else None
     if func in _NEGATE:
         return (_scale(-1.0),), False
     if func in _MULTIPLY or func in _DIVIDE:
@@ -200,6 +205,10 @@ def _left_alone(
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         return dim in (-1, output.dim() - 1)
     return same_rows(followed, output)
+
+
+def _begins(features: Tensor, output: Tensor) -> bool:
+    return torch.equal(features[..., : output.shape[-1]], output)
 
 
 def _parts(value: Any) -> Sequence[Any]:
