@@ -69,7 +69,7 @@ class OrderSampler(Sampler[int]):
     """Walks a `SampleOrder` once and gives indices into its dataset.
 
     A second full pass would repeat what is to come once, so it is refused. An iterator begins at
-    the start; the first one after `load_state_dict` goes on where the saved one was.
+    the start, or where `load_state_dict` says; looking at a first batch takes nothing away.
 
     Example:
         >>> import torch
@@ -88,12 +88,12 @@ class OrderSampler(Sampler[int]):
             raise ValueError(f"rank {rank} of {world}; give 0 <= rank < world")
         self.order, self.rank, self.world = order, rank, world
         self._begin = 0
-        self._resumed = False
         self._given = 0
-        self._passes = 0
+        self._iterators = 0
+        self._fresh = True
 
     def __len__(self) -> int:
-        """Return how many samples this rank gets in this pass."""
+        """Return how many samples an iterator gives this rank."""
         return len(range(self._begin + self.rank, len(self.order), self.world))
 
     def __iter__(self) -> Iterator[int]:
@@ -102,26 +102,25 @@ class OrderSampler(Sampler[int]):
         Raises:
             RuntimeError: when the order has been walked to its end.
         """
-        if self._passes and not self._resumed and self._given == len(self):
+        if not self._fresh and self._given == len(self):
             raise RuntimeError(
                 "every sample has been given; another pass would repeat the samples that are to "
                 "come once. Make the order with more samples, or call restart() to repeat it"
             )
-        self._begin = self._begin if self._resumed else 0
-        self._resumed, self._given, self._passes = False, 0, self._passes + 1
+        self._given, self._iterators, self._fresh = 0, self._iterators + 1, False
         mine = self.order.order[self._begin + self.rank :: self.world]
-        return self._walk(mine.tolist(), self._passes)
+        return self._walk(mine.tolist(), self._iterators)
 
     def _walk(self, indices: list[int], number: int) -> Iterator[int]:
         for given, index in enumerate(indices, start=1):
             # An iterator that another one has replaced no longer counts.
-            if number == self._passes:
+            if number == self._iterators:
                 self._given = given
             yield index
 
     def restart(self) -> None:
         """Begin again at the first sample."""
-        self._begin, self._resumed, self._given = 0, True, 0
+        self._begin, self._given, self._fresh = 0, 0, True
 
     def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
         """Return where the walk is.
@@ -144,7 +143,7 @@ class OrderSampler(Sampler[int]):
         return {"position": position, "origin": dict(self.order.origin)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iterator go on from a state, of any rank and of any number of ranks.
+        """Let iterators go on from a state, of any rank and of any number of ranks.
 
         Args:
             state: what `state_dict` gave, between two updates of all ranks.
@@ -160,4 +159,4 @@ class OrderSampler(Sampler[int]):
             made = ", ".join(f"{name}={before.get(name)!r}" for name in names)
             here = ", ".join(f"{name}={now.get(name)!r}" for name in names)
             raise ValueError(f"the state was made with {made}, here it is {here}; set the same")
-        self._begin, self._resumed, self._given = int(state["position"]), True, 0
+        self._begin, self._given, self._fresh = int(state["position"]), 0, True

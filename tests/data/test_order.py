@@ -126,16 +126,21 @@ def test_a_second_pass_is_refused_and_a_restart_allows_it():
     assert list(sampler) == order.order.tolist()
 
 
-def test_a_look_at_the_first_batch_takes_nothing_away():
+@pytest.mark.parametrize("resumed_at", [0, 20])
+def test_a_look_at_the_first_batch_takes_nothing_away(resumed_at):
     order = mixture()
     sampler = order.sampler()
+    list(islice(iter(sampler), resumed_at))
+    sampler.load_state_dict(sampler.state_dict())
     peeked = iter(sampler)
     next(peeked)
     iterator = iter(sampler)
-    assert next(iterator) == order.order[0]
+    assert next(iterator) == order.order[resumed_at]
     next(peeked), next(peeked)
-    assert sampler.state_dict()["position"] == 1
-    assert list(iterator) == order.order[1:].tolist()
+    assert sampler.state_dict()["position"] == resumed_at + 1
+    assert list(iterator) == order.order[resumed_at + 1 :].tolist()
+    with pytest.raises(RuntimeError, match="come once"):
+        iter(sampler)
 
 
 def test_a_finished_run_that_is_resumed_has_nothing_left_and_does_not_begin_again():
