@@ -70,7 +70,7 @@ class Setting:
 
 COPY = Setting()
 PYTHON, DOCS = (
-    Setting(name, length=128, lag=(16, 64), period=25, batch_size=16, updates=1_000)
+    Setting(name, length=128, lag=(16, 64), period=25, batch_size=16, updates=500)
     for name in ("python", "docs")
 )
 COPY_ARMS = (

@@ -58,7 +58,7 @@ def test_the_name_of_an_arm_gives_its_samples(arm, total, pool, once):
 
 
 def test_a_text_is_tested_on_files_that_training_has_not_and_its_copies_are_copies():
-    task = tasks.load("python", 128, (16, 64), samples=16_000, test_samples=64)
+    task = tasks.load("python", 128, (16, 64), samples=8_000, test_samples=64)
     train = {bytes(row) for row in task.train.tensors[0].to(torch.uint8).numpy()}
     test = {bytes(row) for row in task.test.to(torch.uint8).numpy()}
     assert len(test) == 64 and not test & train
