@@ -215,6 +215,16 @@ class Sliced(Spelled):
         return written + 0.1 * heads[:, 0].mean(-1, keepdim=True) if layer == 0 else written
 
 
+class Repeated(Spelled):
+    """The heads are in the input of the matrix twice."""
+
+    def write(self, layer: int, heads: Tensor) -> Tensor:
+        flat = heads.transpose(1, 2).flatten(2)
+        if layer == 1:
+            return self.out[layer](flat)
+        return F.linear(torch.cat([flat, flat], dim=-1), self.mixed[0].weight[:32, :].T)
+
+
 class Rotated(Spelled):
     """Features in another order than the stream's from a layer on."""
 
@@ -275,6 +285,7 @@ class Squashed(Spelled):
         (Gated, "goes into (mul|sigmoid)"),
         (Adapted, "adapter beside the output matrix"),
         (Sliced, "goes into __getitem__"),
+        (Repeated, "goes into linear"),
         (Rotated, "does not reach the logits"),
         (PostNorm, "more than one norm"),
         (Overwritten, "does not reach the logits"),
@@ -332,7 +343,7 @@ class Turned(Spelled):
 
 class Divided(Spelled):
     def logits(self, x: Tensor) -> Tensor:
-        return self.head(1 / x)
+        return self.head(torch.div(x.new_ones(()), x))
 
 
 class SecondNorm(Spelled):
