@@ -43,9 +43,9 @@ class Averaging:
 class Patterns:
     """Follows results of softmax until they are multiplied with values.
 
-    A result counts as an attention pattern when its last two axes are equal, the softmax was over
-    the last, and it is the left factor of a matrix product. Dropout, a change of type, a product
-    with a mask and whatever else keeps its shape may lie between.
+    A result counts as an attention pattern when the softmax was over its last axis and it is the
+    left factor of a matrix product. Dropout, a change of type, a product with a mask and whatever
+    else keeps its shape may lie between. Whether it is attention over tokens its sizes will tell.
     """
 
     def __init__(self) -> None:
@@ -78,12 +78,13 @@ class Patterns:
             return None
         if function in _SOFTMAX:
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            square = output.dim() >= 3 and output.shape[-1] == output.shape[-2]
-            if square and dim in (-1, output.dim() - 1):
+            if output.dim() >= 3 and dim in (-1, output.dim() - 1):
                 self._followed[id(output)] = (output, output)
                 logits = args[0] if args else kwargs["input"]
                 self._masks[id(output)] = logits > FORBIDDEN
-                self.lost[id(output)] = where
+                # Of three axes, they may be probabilities of tokens or of experts.
+                if output.dim() > 3 or output.shape[-1] == output.shape[-2]:
+                    self.lost[id(output)] = where
             return None
         if not self._followed:
             return None
@@ -133,7 +134,10 @@ class Patterns:
             if followed is None:
                 continue
             pattern, own, other = args[1 + index], operands[index], operands[1 - index]
-            leading, query, key = own[:-2], own[-2], own[-1]
+            # A query has a row of its own; what the values have too, a head is.
+            key, alone = own[-1], [letter for letter in own[:-1] if letter not in other]
+            query = alone[0] if len(alone) == 1 else own[-2]
+            leading = own[:-1].replace(query, "")
             feature = [letter for letter in letters if letter not in own]
             if len(feature) != 1 or sorted(letters) != sorted((*leading, query, *feature)):
                 return None
@@ -146,7 +150,10 @@ class Patterns:
                 if letter not in other:
                     value = value.unsqueeze(axis)
             mask = self._settle(pattern, followed[1])
-            return Averaging(pattern, value, output.permute(order), order, mask)
+            rows = [own.index(letter) for letter in (*leading, query, key)]
+            return Averaging(
+                pattern.permute(rows), value, output.permute(order), order, mask.permute(rows)
+            )
         return None
 
 

@@ -110,6 +110,14 @@ def einsum_all(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return out.transpose(1, 2)
 
 
+def queries_before_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = (rearrange(part, "b h t d -> b t h d") for part in (q, k, v))
+    size = q.shape[1]
+    scores = torch.einsum("bqhd,bkhd->bqhk", q, k) / math.sqrt(q.shape[-1])
+    scores = scores + torch.full((size, size), -torch.inf).triu(1)[:, None]
+    return torch.einsum("bqhk,bkhd->bqhd", scores.softmax(-1), v).transpose(1, 2)
+
+
 SPELLINGS = {
     "@": at,
     "torch.matmul, F.softmax": matmul,
@@ -130,6 +138,7 @@ SPELLINGS = {
     "einsum, other letters": letters("nhqk,nhkx->nhqx"),
     "einops": einops_letters,
     "einsum throughout": einsum_all,
+    "einsum, queries before heads": queries_before_heads,
 }
 
 
@@ -281,6 +290,47 @@ def test_a_softmax_whose_product_is_not_seen_is_named_beside_layers_that_are():
     found = head_scores(model, VOCAB, **SMALL)
     assert found.layers == ("layers.1",)
     assert "not its product with the values" in found.skipped["layers.0"]
+
+
+@pytest.mark.parametrize("slots", [9, 16, 18])
+def test_a_softmax_over_other_things_than_tokens_is_named_and_left_alone(slots: int):
+    class Memory(Tiny):
+        def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            x = self.tokens(tokens)[..., :slots].softmax(-1) @ torch.ones(slots, 5)
+            return super().forward(tokens) + x.mean()
+
+    found = head_scores(Memory(), VOCAB, **SMALL)
+    assert found.layers == ("layers.0", "layers.1")
+    assert found.skipped.keys() == {""}
+    want = head_scores(Tiny(), VOCAB, **SMALL)
+    assert torch.equal(found.prefix_matching, want.prefix_matching)
+
+
+@pytest.mark.parametrize("memory", [9, 16, 18])
+def test_cross_attention_by_hand_is_named(memory: int):
+    torch.manual_seed(0)
+    other = torch.randn(memory, 24)
+
+    class Cross(Tiny):
+        def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            x = self.tokens(tokens)
+            keys = other.expand(len(x), -1, -1)
+            return super().forward(tokens) + ((x @ keys.mT).softmax(-1) @ keys).mean()
+
+    found = head_scores(Cross(), VOCAB, **SMALL)
+    assert found.layers == ("layers.0", "layers.1")
+    assert found.skipped[""].startswith("cross-attention")
+
+
+def test_probabilities_of_tokens_are_no_attention():
+    class Sampler(Tiny):
+        def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            logits = super().forward(tokens)
+            torch.multinomial(logits.softmax(-1)[:, -1], 1)
+            return logits
+
+    found = head_scores(Sampler(), VOCAB, **SMALL)
+    assert found.layers == ("layers.0", "layers.1") and not found.skipped
 
 
 def test_a_product_that_sums_over_heads_is_left_alone():
