@@ -118,7 +118,7 @@ def inside_region(counts: np.ndarray, parameters: float) -> float:
 
     Example:
         >>> tokens = np.zeros(CLASSES)
-        ... tokens[[0, 8]] = 90, 10  # repeat counts 65 to 128
+        >>> tokens[[0, 8]] = 90, 10  # repeat counts 65 to 128
         >>> inside_region(tokens, 805e6)
         0.1
     """
