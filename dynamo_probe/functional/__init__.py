@@ -24,6 +24,12 @@ from dynamo_probe.functional.formation import expected_formation
 from dynamo_probe.functional.gradients import grama_activation_scores, grama_weight_scores
 from dynamo_probe.functional.heads import HeadScores, head_scores
 from dynamo_probe.functional.importance import grasp_scores, magnitude_scores
+from dynamo_probe.functional.in_context import (
+    InContextScore,
+    in_context_from,
+    in_context_learning_score,
+)
+from dynamo_probe.functional.output_circuit import CopyingScores, copying_scores
 from dynamo_probe.functional.overlap import overlap_coefficient
 from dynamo_probe.functional.plasticity import pruning_plasticity
 from dynamo_probe.functional.plasticity_report import PlasticityReport
@@ -51,9 +57,11 @@ __all__ = [
     "ChangePoint",
     "ComputeEquivalentLoss",
     "CopyLoss",
+    "CopyingScores",
     "Effect",
     "EffectiveSize",
     "HeadScores",
+    "InContextScore",
     "PlasticityReport",
     "RecycleReport",
     "SaturationShares",
@@ -66,6 +74,7 @@ __all__ = [
     "constant_units",
     "contribution_utility",
     "copy_loss",
+    "copying_scores",
     "dead_units",
     "dormancy_scores",
     "dormant_fraction",
@@ -80,6 +89,8 @@ __all__ = [
     "grama_weight_scores",
     "grasp_scores",
     "head_scores",
+    "in_context_from",
+    "in_context_learning_score",
     "magnitude_scores",
     "mean_weight_magnitude",
     "normalised_scores",
