@@ -141,11 +141,29 @@ def test_units_of_the_mlps_are_scored_over_all_tokens_of_an_update(
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
+def test_heads_are_scored_and_the_tokens_of_every_micro_batch_are_seen(
+    make: Any, tmp_path: Path
+) -> None:
+    probes = [dp.Induction(every=2, period=4), dp.Repetition(every=1, ngram=8)]
+    callback = DynamoProbeCallback(probes, on_error="raise")
+    run = trainer(make(), tmp_path, [callback], eval_strategy="steps", eval_steps=2)
+    run.train()
+    history = seen(callback).history
+    for tag in ("top", "copy_gap", "ablation/induction"):
+        assert history.series(f"induction/{tag}")[0].tolist() == [1, 2, 4, 6]
+    assert (history.series("repetition/tokens")[1] == 2 * BATCH * LENGTH).all()
+    # 36 samples are an epoch of 6 updates: none comes twice.
+    assert history.series("repetition/fraction")[1].tolist() == [0.0] * 6
+    assert len(history.series("repetition/loss/fresh")[0]) == 6
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
 def test_training_with_probes_is_bit_identical_to_training_without(
     make: Any, tmp_path: Path
 ) -> None:
     runs = []
-    for probes in ([], [dp.Dormancy(every=1), dp.Rank(every=2)]):
+    language = [dp.Induction(every=2, period=4), dp.Repetition(every=1, ngram=8)]
+    for probes in ([], [dp.Dormancy(every=1), dp.Rank(every=2), *language]):
         model = make()
         callbacks = [DynamoProbeCallback(probes, on_error="raise")] if probes else []
         run = trainer(model, tmp_path, callbacks)
