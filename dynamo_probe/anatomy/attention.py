@@ -140,6 +140,7 @@ def attend(arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         or query.device.type != "cpu"
         or query.dim() != 4
         or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")  # which casts what goes into torch's own function only
         or torch._C._len_torch_function_stack() > 0  # somebody else looks at, or changes, the call
         or arguments.get("dropout_p", 0.0)
         or int(choice(query, key, value, mask, 0.0, causal, scale=scale, enable_gqa=grouped))

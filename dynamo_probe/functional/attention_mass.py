@@ -34,6 +34,12 @@ def pair_mass(call: AttentionCall, sequence: int, queries: Tensor, keys: Tensor)
     if call.pattern is not None:
         weights = call.pattern[sequence].movedim(0, -1)[queries, keys]
         return weights if weights.dtype == torch.float64 else weights.float()
+    with torch.autocast(call.output.device.type, enabled=False):
+        return _from_products(call, sequence, queries, keys)
+
+
+def _from_products(call: AttentionCall, sequence: int, queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the weights of pairs from queries and keys, by the kernel's log-sum-exp or rows."""
     heads = torch.arange(call.leading[1], device=queries.device)
     if call.logsumexp is None or not _agrees(call, sequence):
         return _from_rows(call, sequence, heads, queries, keys)

@@ -200,6 +200,20 @@ def test_bfloat16_queries_are_scored_in_float32():
     np.testing.assert_allclose(whole(call, 0), reference(call)[0], rtol=0, atol=5e-7)
 
 
+def test_autocast_does_not_round_the_products():
+    call = call_of()
+    plain = pair_mass(call, 0, *every_pair(9))
+    for one in (call, replace(call, logsumexp=None)):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = pair_mass(one, 0, *every_pair(9))
+        torch.testing.assert_close(found, plain, rtol=0, atol=5e-7)
+    arguments = {"query": call.query, "key": call.key, "value": call.value, "is_causal": True}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output, logsumexp = attend(arguments)
+        assert torch.equal(output, F.scaled_dot_product_attention(**arguments))
+    assert output.dtype == torch.bfloat16 and logsumexp is None
+
+
 @pytest.mark.parametrize("chunk", [1, 50, 333, 2000])
 @pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("sharpness", [1.0, 8.0])
