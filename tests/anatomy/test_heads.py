@@ -333,6 +333,21 @@ def test_what_multi_head_attention_returns_under_the_tap_is_what_it_returns_with
             assert tapped[1] is plain[1] is None
 
 
+def test_a_wrong_hint_of_causality_is_heeded_where_torch_heeds_it():
+    near = torch.ones(7, 7, dtype=torch.bool).triu(2) | torch.ones(7, 7, dtype=torch.bool).tril(-2)
+    layer = nn.MultiheadAttention(24, 4, batch_first=True).train()  # not its fast path
+    x = torch.randn(2, 7, 24)
+    for weights in (True, False):  # the path that computes weights takes the mask alone
+        asked = {"attn_mask": near, "is_causal": True, "need_weights": weights}
+        with torch.no_grad():
+            plain, _ = layer(x, x, x, **asked)
+            seen: list[AttentionCall] = []
+            with HeadTap(layer, seen.append).on():
+                tapped, _ = layer(x, x, x, **asked)
+        torch.testing.assert_close(tapped, plain, rtol=0, atol=1e-6)
+        assert seen[0].causal != weights
+
+
 def test_keys_of_another_sequence_of_the_same_length_are_cross_attention():
     seen: list[AttentionCall] = []
     layer = nn.MultiheadAttention(24, 4, batch_first=True)
