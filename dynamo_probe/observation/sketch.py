@@ -239,33 +239,40 @@ class _Spans:
 
     def all_covered(self, at: np.ndarray, flags: np.ndarray) -> np.ndarray:
         """Return which spans have a flag at every token."""
-        if len(at) == 0:
-            return np.zeros(0, dtype=bool)
-        total = np.zeros((flags.shape[0], flags.shape[1] + 1), dtype=np.int32)
-        np.cumsum(flags, axis=1, out=total[:, 1:])
         rows, starts, ends = self.edges(at)
-        return total[rows, ends] - total[rows, starts] == ends - starts
+        covered = flags[rows, starts] & flags[rows, ends - 1]  # most are out after this
+        maybe = np.flatnonzero(covered)
+        runs = maybe[at[maybe] < self.grams]
+        covered[runs] = flags.reshape(-1)[self._tokens(rows[runs], starts[runs], flags)].all(axis=1)
+        for i in maybe[at[maybe] >= self.grams]:
+            covered[i] = flags[rows[i], starts[i] : ends[i]].all()
+        return covered
+
+    def _tokens(self, rows: np.ndarray, starts: np.ndarray, flags: np.ndarray) -> np.ndarray:
+        """Return where the tokens of runs stand in rows laid end to end, [runs, n]."""
+        return (rows * flags.shape[1] + starts)[:, None] + np.arange(self.n)
 
     def cover(self, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """Return bool [rows, T], True within a span; None where there is no span."""
         if len(at) == 0:
             return None
-        step = np.zeros((shape[0], shape[1] + 1), dtype=np.int16)
+        covered = np.zeros(shape, dtype=bool)
         rows, starts, ends = self.edges(at)
-        np.add.at(step, (rows, starts), 1)
-        np.subtract.at(step, (rows, ends), 1)
-        return np.cumsum(step, axis=1, dtype=np.int16)[:, :-1] > 0
+        runs = at < self.grams
+        covered.reshape(-1)[self._tokens(rows[runs], starts[runs], covered)] = True
+        for i in np.flatnonzero(~runs):
+            covered[rows[i], starts[i] : ends[i]] = True
+        return covered
 
     def classes(self, at: np.ndarray, counts: np.ndarray, covered: np.ndarray) -> np.ndarray:
         """Return the class of each token: that of the largest known count of a span around it."""
         classes = covered.astype(np.uint8) * np.uint8(UNKNOWN)
-        length = covered.shape[1]
         known = np.flatnonzero(counts)
         known = known[np.argsort(counts[known], kind="stable")]  # the largest is written last
         found = classes_of(counts[known])
         rows, starts, ends = self.edges(at[known])
         runs = at[known] < self.grams
-        where = (rows * length + starts)[runs, None] + np.arange(self.n)
+        where = self._tokens(rows[runs], starts[runs], classes)
         classes.reshape(-1)[where] = found[runs, None]
         for i in np.flatnonzero(~runs):  # a short piece is a span of its own
             classes[rows[i], starts[i] : ends[i]] = found[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dynamo_probe as dp
+from dynamo_probe.observation.sketch import Sketch
 from dynamo_probe.probes.repetition import Repetition
 from tests.distributed import RANKS, on_two_ranks
 from tests.training import everything, identical, seeded
@@ -424,6 +426,24 @@ def test_wrong_tokens_disable_the_probe_and_training_goes_on(given, text) -> Non
     assert [e.kind for e in watch.events] == ["disabled"]
 
 
+def test_a_failure_disables_the_probe_takes_its_hook_off_and_training_goes_on(monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    seeded()
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with dp.watch(model, optimizer, Repetition(every=1)) as watch:
+        step(model, optimizer, fresh(1)[0])
+        monkeypatch.setattr(Sketch, "see", fail)
+        with pytest.warns(dp.DynamoProbeWarning, match="planted"):
+            step(model, optimizer, fresh(1)[0])
+        assert not model._forward_hooks
+        step(model, optimizer, fresh(1)[0])
+        assert watch.step == 3
+    assert [(e.step, e.kind) for e in watch.events] == [(2, "disabled")]
+
+
 def test_losses_that_cannot_be_had_are_skipped_once_and_the_rest_is_read() -> None:
     class Head(Net):
         def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -478,7 +498,7 @@ def test_under_torch_compile_the_wrapper_is_tapped(fresh_compiler, late: bool) -
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     if late:
         wrapper(stream[0]).sum().backward()
-    with pytest.warns(dp.DynamoProbeWarning) if late else _nothing():
+    with pytest.warns(dp.DynamoProbeWarning) if late else contextlib.nullcontext():
         watch = dp.watch(wrapper, optimizer, Repetition(every=1), on_error="raise")
     with watch:
         for batch in stream:
@@ -486,12 +506,6 @@ def test_under_torch_compile_the_wrapper_is_tapped(fresh_compiler, late: bool) -
     expected = trained(stream, Repetition(every=1))
     assert series(watch, "fraction") == series(expected, "fraction")
     assert "repetition/loss/fresh" in watch.history.tags()
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_model_compile_hides_the_tokens_and_that_is_said(fresh_compiler) -> None:
