@@ -361,3 +361,11 @@ def test_what_replaces_an_output_comes_out_in_the_layout_of_the_model(name: str)
             again = model(tokens)
     assert torch.equal(same, plain)
     torch.testing.assert_close(again, plain)
+
+
+def test_a_softmax_over_queries_is_no_call_of_attention():
+    seen = []
+    model = Tiny(over_queries)
+    with HeadTap(model, seen.append).on():
+        model(torch.arange(9)[None])
+    assert not seen
