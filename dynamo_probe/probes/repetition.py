@@ -46,7 +46,8 @@ class Repetition(Probe):
 
     - `repetition/fraction`: the share of tokens that lie in a run of `ngram` tokens that came
       before, in an earlier batch or earlier in this one. A stretch of `2 * ngram - 1` tokens or
-      more that came before is always found, at any offset; of a shorter one it depends;
+      more that came before is found at any offset, but for up to `ngram - 1` tokens at each of its
+      ends; whether a shorter one is found depends on where it lies;
     - `repetition/repeats=2`, `=3-4`, `=5-8`, ...: the share of tokens by how often their text has
       been seen by then, itself included. Counts are exact for a sample of the text, chosen by
       content; the share of the rest is `repetition/repeats=unknown`;
@@ -91,8 +92,9 @@ class Repetition(Probe):
             tokens: called once after each update, returns its tokens: whole numbers [rows, T], or
                 a list of such, one for each micro-batch. None takes them from the forward passes.
             ngram: tokens in a run that counts as repeated.
-            memory: bytes. 8 MiB keep the share of fresh tokens that look repeated below 0.1 % for
-                9e7 tokens at 32 tokens a run; it grows in proportion.
+            memory: bytes; a checkpoint grows by as much. 8 MiB keep the share of fresh tokens that
+                look repeated below 0.1 % for 9e7 fresh tokens at 32 tokens a run, for 7e7 where
+                short repeats cut the text into pieces; that number grows with the memory.
             pad: the token that is padding.
             losses: a callable that returns the loss of each token of the update that has ended,
                 [rows, T], NaN where there is none; it is called at readings only. True takes the
