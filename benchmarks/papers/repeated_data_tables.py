@@ -26,6 +26,13 @@ METRICS: dict[str, Figure] = {
 }
 
 
+OF_HEADS = (METRICS["random copy"], METRICS["prefix matching"])
+
+
+def _unrepeated(row: Row) -> bool:
+    return parse(row["arm"]).percent == 0
+
+
 def of_arm(rows: Sequence[Row], arm: str, figure: Figure) -> dict[int, float]:
     """Return {seed: figure} of an arm."""
     return {row["seed"]: figure(row) for row in rows if row["arm"] == arm}
@@ -35,7 +42,7 @@ def baseline(rows: Sequence[Row], figure: Figure) -> dict[float, float]:
     """Return {size: mean figure over seeds} of the runs without repeats."""
     found: dict[float, list[float]] = {}
     for row in rows:
-        if parse(row["arm"]).percent == 0:
+        if _unrepeated(row):
             found.setdefault(row["size"], []).append(figure(row))
     return {size: statistics.fmean(figures) for size, figures in sorted(found.items())}
 
@@ -67,6 +74,9 @@ def shown(times: float, table: dict[float, float], size: float) -> str:
 
 def damage(rows: Sequence[Row], arm: str, figure: Figure) -> str:
     """Return the divisor of an arm's mean figure and, in brackets, the least and most of a seed."""
+    if figure in OF_HEADS and not any(row["formed"] for row in rows if _unrepeated(row)):
+        # What the baselines have not learned differs between them by chance only.
+        return "no head in any baseline"
     table = baseline(rows, figure)
     size = next(row["size"] for row in rows if row["arm"] == arm)
     found = list(of_arm(rows, arm, figure).values())

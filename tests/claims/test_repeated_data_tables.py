@@ -60,6 +60,13 @@ def test_a_baseline_that_turns_gives_no_divisor():
     assert tables.shown(tables.divisor(table, 1e5, 2.5), table, 1e5) == "ambiguous"
 
 
+def test_what_no_baseline_has_learned_has_no_divisor():
+    matching = tables.METRICS["prefix matching"]
+    assert tables.damage(ROWS, "d=64 50% x100", matching) == "no head in any baseline"
+    learned = [{**one, "formed": 5 if one["arm"] == "d=64" else None} for one in ROWS]
+    assert "no head" not in tables.damage(learned, "d=64 50% x100", matching)
+
+
 def test_the_share_of_compute_is_read_off_the_baselines_own_curve():
     # 3.05 after 5 updates and 2.05 after 10; 2.55 is half way in the logarithm.
     assert tables.compute_lost(ROWS, "d=64 50% x100") == f"{100 * (1 - 0.5**0.5):.0f} %"
