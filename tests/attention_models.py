@@ -14,9 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynamo_probe.functional.heads import HeadScores
+
 Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 """(query, key, value, mask) to output, all `[batch, heads, tokens, features]`."""
-SCORES = ("prefix_matching", "second_copy", "duplicate_token", "previous_token", "sink")
+SCORES = ("prefix_matching", "duplicate_token", "previous_token", "sink")
+FIGURES = (*SCORES, *(f"second_copy {score}" for score in SCORES))
+"""All scores, over all queries and over those with one earlier copy."""
 VOCAB = 40
 
 
@@ -136,8 +140,8 @@ def naive_scores(
     """Return the scores of each layer and head by loops, `[layers, heads]` each."""
     rows = tokens.tolist()
     heads = patterns[0].shape[1]
-    found = {name: np.zeros((len(patterns), heads)) for name in SCORES}
-    counts = dict.fromkeys(SCORES, 0)
+    found = {name: np.zeros((len(patterns), heads)) for name in FIGURES}
+    counts = dict.fromkeys(FIGURES, 0)
     for b, row in enumerate(rows):
         places = [p for p in range(len(row)) if kept is None or kept[b][p]]
         for i, p in enumerate(places):
@@ -146,10 +150,10 @@ def naive_scores(
                 "prefix_matching": [places[j + 1] for j in before],
                 "duplicate_token": [places[j] for j in before],
             }
-            if len(before) == 1:
-                keys["second_copy"] = keys["prefix_matching"]
             if i > 0:
                 keys["previous_token"], keys["sink"] = [places[i - 1]], [places[0]]
+            if len(before) == 1:
+                keys |= {f"second_copy {name}": chosen for name, chosen in keys.items()}
             for name, chosen in keys.items():
                 if chosen:
                     counts[name] += 1
@@ -157,3 +161,15 @@ def naive_scores(
                     for head in range(heads):
                         found[name][layer, head] += sum(pattern[b, head, p, k] for k in chosen)
     return {name: sums / counts[name] for name, sums in found.items()}
+
+
+def figures_of(scores: HeadScores) -> dict[str, Tensor]:
+    """Return what was measured, by the names of `FIGURES`."""
+    found = {name: getattr(scores, name) for name in SCORES}
+    return found | {f"second_copy {name}": value for name, value in scores.second_copy.items()}
+
+
+def chances_of(scores: HeadScores) -> dict[str, Tensor]:
+    """Return the chances by the names of `FIGURES`."""
+    second = {f"second_copy {name}": v for name, v in scores.second_copy_chances.items()}
+    return scores.chances | second

@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.overhead.interleaved import ratios, seconds, spread
 from dynamo_probe.functional.heads import head_scores
-from dynamo_probe.functional.repeated_tokens import KINDS, pairs_of, repeated_tokens
+from dynamo_probe.functional.repeated_tokens import SCORES, pairs_of, repeated_tokens
 
 VOCAB = 1000
 Action = Callable[[], object]
@@ -54,14 +54,14 @@ def tokens_of(length: int) -> Tensor:
 
 
 def from_patterns(patterns: list[Tensor], tokens: Tensor) -> Tensor:
-    """Return the scores that `head_scores` gives, `[kinds, layers, heads]`."""
-    sums, counts = torch.zeros(len(KINDS), len(patterns), patterns[0].shape[1]).double(), 0
+    """Return the scores that `head_scores` gives, `[scores, layers, heads]`."""
+    sums, counts = torch.zeros(len(SCORES), len(patterns), patterns[0].shape[1]).double(), 0
     for sequence, row in enumerate(tokens):
         pairs = pairs_of(row)
-        counts = counts + pairs.counts
+        counts = counts + pairs.counts[: len(SCORES)]
         for layer, pattern in enumerate(patterns):
             mass = pattern[sequence][:, pairs.queries, pairs.keys].double()
-            sums[:, layer] += pairs.kinds @ mass.T
+            sums[:, layer] += pairs.kinds[: len(SCORES)] @ mass.T
     return sums / torch.as_tensor(counts)[:, None, None]
 
 
@@ -71,7 +71,7 @@ def _without_logits(model: GPT2LMHeadModel, tokens: Tensor) -> object:
 
 def ours(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:
     found = head_scores(model, VOCAB, tokens=tokens, call=_without_logits)
-    return torch.stack([getattr(found, kind) for kind in KINDS])
+    return torch.stack([getattr(found, score) for score in SCORES])
 
 
 @torch.no_grad()

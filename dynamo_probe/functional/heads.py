@@ -14,7 +14,7 @@ from dynamo_probe.anatomy.heads import HeadTap
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.functional.attention_mass import allowed, keys_allowed, pair_mass
 from dynamo_probe.functional.attention_rehearsal import LOST, Seen, rehearse
-from dynamo_probe.functional.repeated_tokens import KINDS, Pairs, pairs_of, repeated_tokens
+from dynamo_probe.functional.repeated_tokens import SCORES, Pairs, pairs_of, repeated_tokens
 from dynamo_probe.functional.token_model import Call, device_of, run_on
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from dynamo_probe.observation.apart import apart
@@ -30,11 +30,12 @@ class HeadScores:
     Attributes:
         prefix_matching: mass on all successors of earlier copies of the query's token, over the
             queries that have an earlier copy.
-        second_copy: the same over the queries with exactly one earlier copy.
         duplicate_token: mass on the earlier copies themselves.
         previous_token: mass on the position before, over all queries but the first.
         sink: mass on the first position, over all queries but the first.
-        chances: each score under attention that is uniform over what the mask allows.
+        second_copy: {score: the same over the queries with exactly one earlier copy}.
+        chances: {score: what it is under attention that is uniform over what the mask allows}.
+        second_copy_chances: the same for `second_copy`.
         reachable: share of the queries with an earlier copy whose mask lets a successor through.
         layers: name of each layer: the module that calls attention.
         skipped: {name: why its attention is not scored}.
@@ -42,11 +43,12 @@ class HeadScores:
     """
 
     prefix_matching: Tensor
-    second_copy: Tensor
     duplicate_token: Tensor
     previous_token: Tensor
     sink: Tensor
+    second_copy: dict[str, Tensor]
     chances: dict[str, Tensor]
+    second_copy_chances: dict[str, Tensor]
     reachable: Tensor
     layers: tuple[str, ...]
     skipped: dict[str, str]
@@ -240,7 +242,7 @@ class _Scorer:
                 [
                     pairs.kinds @ weights,
                     (pairs.kinds @ uniform).expand(-1, weights.shape[1]),
-                    pairs.reached(free).expand(len(KINDS), weights.shape[1]),
+                    pairs.reached(free).expand(len(pairs.kinds), weights.shape[1]),
                 ]
             )
             before = self._sums.get(found.name)
@@ -260,8 +262,10 @@ class _Scorer:
                 raise Unmeasurable(f"the attention weights of {name or 'the model'} are not finite")
         mass, chance, reached = torch.stack(padded, dim=2)
         return HeadScores(
-            **dict(zip(KINDS, mass, strict=True)),
-            chances=dict(zip(KINDS, chance, strict=True)),
+            **dict(zip(SCORES, mass, strict=False)),
+            second_copy=dict(zip(SCORES, mass[len(SCORES) :], strict=True)),
+            chances=dict(zip(SCORES, chance, strict=False)),
+            second_copy_chances=dict(zip(SCORES, chance[len(SCORES) :], strict=True)),
             reachable=reached[0],
             layers=tuple(self._sums),
             skipped=self._skipped,

@@ -81,9 +81,9 @@ class Pairs:
     Attributes:
         queries: `[pairs]`.
         keys: `[pairs]`.
-        kinds: `[kinds, pairs]`, float: 1 where the pair counts for the kind, in the order of
-            `KINDS`.
-        counts: how many queries the mean of each kind is over, int64 `[kinds]`.
+        kinds: `[2 * scores, pairs]`, float: 1 where the pair counts for a score, in the order of
+            `SCORES`: over all queries, then over those with exactly one earlier copy.
+        counts: how many queries the mean of each is over, int64 `[2 * scores]`.
     """
 
     queries: Tensor
@@ -109,15 +109,14 @@ class Pairs:
         return (found > 0).sum(0).to(free)
 
 
-KINDS = ("prefix_matching", "second_copy", "duplicate_token", "previous_token", "sink")
+SCORES = ("prefix_matching", "duplicate_token", "previous_token", "sink")
 
 
 def pairs_of(tokens: Tensor, kept: Tensor | None = None) -> Pairs:
     """Return the pairs of one sequence that the scores of heads are made of.
 
     For a query at p: prefix matching is on j + 1 for every earlier j with the same token, duplicate
-    token on those j; second copy is prefix matching for queries with one earlier copy. Previous
-    token is on p - 1, sink on the first position.
+    token on those j; previous token is on p - 1, sink on the first position.
 
     Args:
         tokens: `[length]`.
@@ -139,18 +138,18 @@ def pairs_of(tokens: Tensor, kept: Tensor | None = None) -> Pairs:
         row, column = same.nonzero(as_tuple=True)
         query = at[rows[row]]
         found.append((query, at[column + 1], 0))
-        found.append((query, at[column], 2))
-    found.append((at[1:], at[:-1], 3))
-    found.append((at[1:], first.expand(len(at) - 1), 4))
+        found.append((query, at[column], 1))
+    found.append((at[1:], at[:-1], 2))
+    found.append((at[1:], first.expand(len(at) - 1), 3))
     queries = torch.cat([query for query, _, _ in found])
     keys = torch.cat([key for _, key, _ in found])
-    which = torch.cat([torch.full_like(query, kind) for query, _, kind in found])
+    which = torch.cat([torch.full_like(query, score) for query, _, score in found])
     queries, order = queries.sort(stable=True)
     keys, which = keys[order], which[order]
-    kinds = torch.stack([which == kind for kind in range(len(KINDS))]).double()
+    whole = torch.stack([which == score for score in range(len(SCORES))]).double()
     copies = torch.zeros(length, dtype=torch.long, device=device)
     copies[at] = earlier
-    kinds[1] = kinds[0] * (copies[queries] == 1)
+    kinds = torch.cat([whole, whole * (copies[queries] == 1)])
     repeated, once, rest = (earlier > 0).sum(), (earlier == 1).sum(), max(0, len(at) - 1)
-    counts = torch.stack([repeated, once, repeated, *repeated.new_full((2,), rest)])
+    counts = torch.stack([repeated, repeated, *repeated.new_full((2,), rest), *[once] * 4])
     return Pairs(queries, keys, kinds, counts)

@@ -230,7 +230,9 @@ class Induction(Probe):
         site.emit(f"{name}/heads", int((matching > threshold).sum()), samples)
         site.emit(f"{name}/sum", float(matching.nansum()), samples)
         site.emit(f"{name}/chance", scores.chance, samples)
-        for score in ("second_copy", "previous_token", "duplicate_token", "sink"):
+        at_second = scores.second_copy["prefix_matching"]
+        site.emit(f"{name}/second_copy", float(at_second.nan_to_num(-1.0).max()), samples)
+        for score in ("previous_token", "duplicate_token", "sink"):
             value = float(getattr(scores, score)[scores.top(1, score)[0]])
             site.emit(f"{name}/{score}", value, samples)
         for score in _SCORES:

@@ -19,11 +19,12 @@ from dynamo_probe.functional.heads import HeadScores, head_scores
 from dynamo_probe.functional.repeated_tokens import repeated_tokens
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from tests.attention_models import (
-    SCORES,
     VOCAB,
     Tiny,
     causal,
     causal_bias,
+    chances_of,
+    figures_of,
     naive_scores,
     patterns_of,
 )
@@ -33,8 +34,8 @@ alias = F
 
 
 def assert_equal(found: HeadScores, want: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
-    for name in SCORES:
-        np.testing.assert_allclose(getattr(found, name), want[name], rtol=0, atol=tolerance)
+    for name, figure in figures_of(found).items():
+        np.testing.assert_allclose(figure, want[name], rtol=0, atol=tolerance)
 
 
 # --- import styles ---
@@ -152,8 +153,7 @@ def test_chance_is_the_same_whatever_the_implementation(kind: str, padded: bool)
         )
         for how in ("sdpa", "eager")
     )
-    for name in SCORES:
-        torch.testing.assert_close(one.chances[name], two.chances[name], rtol=0, atol=1e-12)
+    torch.testing.assert_close(chances_of(one), chances_of(two), rtol=0, atol=1e-12)
     torch.testing.assert_close(one.reachable, two.reachable)
 
 

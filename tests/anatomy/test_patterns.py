@@ -13,10 +13,11 @@ from dynamo_probe.anatomy.heads import HeadTap
 from dynamo_probe.functional.heads import head_scores
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from tests.attention_models import (
-    SCORES,
     VOCAB,
     Tiny,
     causal_bias,
+    chances_of,
+    figures_of,
     naive_scores,
     patterns_of,
 )
@@ -149,11 +150,10 @@ def test_attention_written_by_hand_scores_as_the_weights_say(name: str):
     bias = causal_bias(found.tokens.shape[1])
     want = naive_scores(patterns_of(model, found.tokens, bias), found.tokens)
     assert found.layers == ("layers.0", "layers.1") and not found.skipped
-    for score in SCORES:
-        np.testing.assert_allclose(getattr(found, score), want[score], rtol=0, atol=1e-6)
+    for score, figure in figures_of(found).items():
+        np.testing.assert_allclose(figure, want[score], rtol=0, atol=1e-6)
     kernel = head_scores(Tiny(), VOCAB, **SMALL)
-    for score in SCORES:
-        torch.testing.assert_close(found.chances[score], kernel.chances[score])
+    torch.testing.assert_close(chances_of(found), chances_of(kernel))
 
 
 def test_each_head_by_itself_is_a_call_of_its_own():

@@ -16,11 +16,12 @@ from dynamo_probe.functional.heads import HeadScores, head_scores
 from dynamo_probe.functional.repeated_tokens import repeated_tokens
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from tests.attention_models import (
-    SCORES,
     VOCAB,
     Tiny,
     causal,
     causal_bias,
+    chances_of,
+    figures_of,
     naive_scores,
     patterns_of,
     soft,
@@ -30,8 +31,8 @@ SMALL = {"period": 6, "copies": 3, "sequences": 3}
 
 
 def assert_equal(found: HeadScores, want: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
-    for name in SCORES:
-        np.testing.assert_allclose(getattr(found, name), want[name], rtol=0, atol=tolerance)
+    for name, figure in figures_of(found).items():
+        np.testing.assert_allclose(figure, want[name], rtol=0, atol=tolerance)
 
 
 def reference(model: Tiny, tokens: Tensor, bias: np.ndarray | None = None, kept=None):
@@ -100,8 +101,8 @@ def test_padding_is_neither_query_nor_key(side: str):
     assert_equal(found, reference(model, tokens, kept=kept))
     uniform = soft(np.broadcast_to(causal_bias(18, kept), (3, 1, 18, 18)))
     chance = naive_scores([uniform], tokens, kept)
-    for name in SCORES:
-        np.testing.assert_allclose(found.chances[name], float(chance[name][0, 0]), atol=1e-12)
+    for name, figure in chances_of(found).items():
+        np.testing.assert_allclose(figure, float(chance[name][0, 0]), atol=1e-12)
 
 
 def test_a_sliding_window_hides_far_successors_and_chance_and_reach_say_so():
@@ -211,7 +212,7 @@ def test_a_perfect_induction_head_scores_one_and_not_more(bos: int | None):
     found = head_scores(Fixed(induction), VOCAB, bos=bos, **SMALL)
     # Two successors share the mass, each exp(-ln 2) in float32.
     assert found.prefix_matching.item() == pytest.approx(1.0, abs=2.0**-24)
-    assert found.second_copy.item() == 1.0
+    assert found.second_copy["prefix_matching"].item() == 1.0
     assert found.duplicate_token.item() == 0.0
 
 
@@ -252,14 +253,15 @@ def test_uniform_attention_scores_chance_in_closed_form(bos: int | None):
     harmonic = sum(1 / (p + 1) for p in range(1, length)) / (length - 1)
     want = {
         "prefix_matching": prefix / repeated,
-        "second_copy": second / once,
+        "second_copy prefix_matching": second / once,
+        "second_copy duplicate_token": second / once,
         "duplicate_token": prefix / repeated,
         "previous_token": harmonic,
         "sink": harmonic,
     }
     for name, value in want.items():
-        assert getattr(found, name).item() == pytest.approx(value, abs=1e-7)
-        assert found.chances[name].item() == pytest.approx(value, abs=1e-12)
+        assert figures_of(found)[name].item() == pytest.approx(value, abs=1e-7)
+        assert chances_of(found)[name].item() == pytest.approx(value, abs=1e-12)
     assert found.chance == pytest.approx(prefix / repeated, abs=1e-12)
 
 
@@ -289,8 +291,7 @@ def test_scores_are_shares_and_equal_the_loops_whatever_the_tokens(data: st.Data
         warnings.simplefilter("ignore", RuntimeWarning)  # 0 / 0 where nothing is repeated
         want = reference(model, given_tokens)
     assert_equal(found, want)
-    for name in SCORES:
-        values = getattr(found, name)
+    for values in figures_of(found).values():
         assert bool(((values >= 0) & (values <= 1 + 1e-6) | values.isnan()).all())
 
 

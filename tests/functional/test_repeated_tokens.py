@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_probe.functional.repeated_tokens import KINDS, pairs_of, repeated_tokens
+from dynamo_probe.functional.repeated_tokens import SCORES, pairs_of, repeated_tokens
 
 settings_of = st.fixed_dictionaries(
     {
@@ -112,8 +112,9 @@ def test_pairs_are_those_of_the_definitions(given_row):
     mask = None if kept is None else torch.tensor(kept)
     pairs = pairs_of(torch.tensor(row), mask)
     places = [p for p in range(len(row)) if kept is None or kept[p]]
-    want: dict[str, set] = {kind: set() for kind in KINDS}
-    queries: dict[str, set] = {kind: set() for kind in KINDS}
+    names = (*SCORES, *(f"second {score}" for score in SCORES))
+    want: dict[str, set] = {name: set() for name in names}
+    queries: dict[str, set] = {name: set() for name in names}
     for i, p in enumerate(places):
         before = [j for j in range(i) if row[places[j]] == row[p]]
         if before:
@@ -121,17 +122,18 @@ def test_pairs_are_those_of_the_definitions(given_row):
             queries["duplicate_token"].add(p)
             want["prefix_matching"] |= {(p, places[j + 1]) for j in before}
             want["duplicate_token"] |= {(p, places[j]) for j in before}
-        if len(before) == 1:
-            queries["second_copy"].add(p)
-            want["second_copy"].add((p, places[before[0] + 1]))
         if i:
             queries["previous_token"].add(p)
             queries["sink"].add(p)
             want["previous_token"].add((p, places[i - 1]))
             want["sink"].add((p, places[0]))
+        if len(before) == 1:
+            for score in SCORES:
+                queries[f"second {score}"].add(p)
+                want[f"second {score}"] |= {pair for pair in want[score] if pair[0] == p}
     assert pairs.queries.tolist() == sorted(pairs.queries.tolist())
     listed = list(zip(pairs.queries.tolist(), pairs.keys.tolist(), strict=True))
-    for kind, weights, count in zip(KINDS, pairs.kinds, pairs.counts, strict=True):
+    for kind, weights, count in zip(names, pairs.kinds, pairs.counts, strict=True):
         assert set(weights.tolist()) <= {0.0, 1.0}
         chosen = [pair for pair, weight in zip(listed, weights.tolist(), strict=True) if weight]
         assert len(chosen) == len(set(chosen)) and set(chosen) == want[kind]

@@ -102,7 +102,7 @@ def test_readings_are_those_of_the_pure_functions_on_the_tokens_of_the_probe() -
     assert values(watch, "top")[5] == matching.max()
     assert values(watch, "sum")[5] == pytest.approx(float(matching.sum()))
     assert values(watch, "chance")[5] == scores.chance
-    assert values(watch, "second_copy")[5] == scores.second_copy.max()
+    assert values(watch, "second_copy")[5] == scores.second_copy["prefix_matching"].max()
     by_head = watch.history.latest("induction/duplicate_token_by_head")
     assert np.array_equal(by_head, scores.duplicate_token.flatten().numpy())
     for layer in (0, 1):
