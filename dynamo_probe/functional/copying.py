@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_probe.anatomy.twin import unwrap
+from dynamo_probe.functional.logits import token_losses
 from dynamo_probe.functional.repeated_tokens import repeated_tokens
-from dynamo_probe.functional.token_model import Call, device_of, logits_of, run_on, token_losses
+from dynamo_probe.functional.token_model import Call, device_of, logits_of, run_on
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from dynamo_probe.observation.apart import apart
 

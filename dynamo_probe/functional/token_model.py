@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dynamo_probe.functional.logits import find_logits
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 
 Call = Callable[[nn.Module, Tensor], Any]
@@ -102,57 +103,16 @@ def logits_of(output: Any, tokens: Tensor) -> Tensor:
     """Return the logits in a model's output, `[sequences, length, vocabulary]`.
 
     Args:
-        output: a tensor, a tuple with one of three axes, a mapping or an object with `logits`.
+        output: see `find_logits`.
         tokens: what the model ran on, `[sequences, length]`.
 
     Raises:
-        ValueError: when there are none, not one for each token, too few for the ids, or
-            probabilities in their place.
+        ValueError: when there are none that can be trusted; with the fix.
     """
-    found: Any = output
-    if isinstance(output, Mapping):
-        found = output.get("logits")
-    elif isinstance(output, (tuple, list)):
-        several = [part for part in output if isinstance(part, Tensor) and part.dim() == 3]
-        if len(several) > 1:
-            raise ValueError(
-                f"the model returned {len(several)} tensors of three axes: which are the logits? "
-                "Give call= a function of (model, tokens) that returns them"
-            )
-        found = several[0] if several else None
-    elif not isinstance(output, Tensor):
-        found = getattr(output, "logits", None)
-    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() != 3:
+    found = find_logits(output, tokens)
+    if isinstance(found, str):
         raise ValueError(
-            f"the model returned a {type(output).__name__} without logits [sequences, length, "
-            "vocabulary]; give call= a function of (model, tokens) that returns them"
-        )
-    if found.shape[:2] != tokens.shape:
-        raise ValueError(
-            f"the logits have shape {list(found.shape)} for tokens of shape {list(tokens.shape)}: "
-            "there is not one for each token. Some models compute only the last one unless they "
-            "are given targets; give call=lambda model, tokens: ..."
-        )
-    if tokens.numel() and int(tokens.max()) >= found.shape[2]:
-        raise ValueError(
-            f"there are ids up to {int(tokens.max())} and the model returned {found.shape[2]} "
-            "logits for each token; lower vocab_size"
-        )
-    if bool((found >= 0).all()) and bool(((found.float().sum(-1) - 1).abs() < 0.01).all()):
-        raise ValueError(
-            "the model returned probabilities; give call=lambda model, tokens: model(tokens).log()"
+            f"{found}. Give call= a function of (model, tokens) that returns the logits; where the "
+            "ids are too many, lower vocab_size"
         )
     return found
-
-
-def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return the cross-entropy of each token but the first, in nats, `[sequences, length - 1]`.
-
-    Args:
-        logits: `[sequences, length, vocabulary]`.
-        tokens: `[sequences, length]`.
-    """
-    logits = logits[:, :-1]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return losses.view(tokens.shape[0], -1)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamo_probe.functional.token_model import logits_of, run_on, token_losses
+from dynamo_probe.functional.logits import token_losses
+from dynamo_probe.functional.token_model import logits_of, run_on
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from tests.attention_models import VOCAB, Tiny
 

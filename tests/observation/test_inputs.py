@@ -206,11 +206,11 @@ def _tensors(out: Any) -> list[Tensor]:
 
 
 def test_losses_in_chunks_are_those_of_the_whole(monkeypatch) -> None:
-    from dynamo_probe.observation import token_losses as module
+    from dynamo_probe.functional import logits as module
 
     logits, tokens = torch.randn(5, 6, 20), ids(rows=5)
     whole = token_losses(logits, tokens)
-    monkeypatch.setattr(module, "_CHUNK", 6 * 20 * 2)
+    monkeypatch.setattr(module, "CHUNK", 6 * 20 * 2)
     parts = token_losses(logits, tokens)
     assert isinstance(whole, Tensor) and isinstance(parts, Tensor)
     assert torch.equal(whole[:, 1:], parts[:, 1:])
@@ -220,9 +220,9 @@ def test_losses_in_chunks_are_those_of_the_whole(monkeypatch) -> None:
 
 def test_what_cannot_give_losses_says_why() -> None:
     tokens = ids()
-    assert "no logits [2, 6, vocabulary]" in str(token_losses(torch.randn(2, 3), tokens))
-    assert "no logits" in str(token_losses(object(), tokens))
+    assert "without logits" in str(token_losses(torch.randn(2, 3), tokens))
+    assert "without logits" in str(token_losses(object(), tokens))
     few = token_losses(torch.randn(2, 6, 4), tokens)
-    assert isinstance(few, str) and "4 classes" in few and "losses=" in few
+    assert isinstance(few, str) and "4 logits for each token" in few and "losses=" in few
     last_only = token_losses((torch.randn(2, 1, 20), None), tokens)
     assert isinstance(last_only, str)
