@@ -51,7 +51,7 @@ def make(kind: str) -> nn.Module:
 def batches(kind: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     if kind == "gpt":
-        return [torch.randint(11, (8, 6), generator=generator) for _ in range(UPDATES)]
+        return [torch.randint(11, (8, 12), generator=generator) for _ in range(UPDATES)]
     return [torch.randn(16, 6, generator=generator) for _ in range(UPDATES)]
 
 
@@ -63,12 +63,13 @@ def instruments(kind: str) -> list[dp.Instrument]:
         dp.Saturation(every=2),
         dp.ContinualBackpropUtility(every=2),
     ]
+    language = [dp.Induction(every=2, period=5, dense=0), dp.Repetition(every=1, ngram=8)]
     return [
         dp.Dormancy(every=2, updates=2, companions=True),
         dp.Dormancy(every=3, on="probe"),
         dp.Rank(every=3),
         *further,
-        *([dp.Induction(every=2, period=5, dense=0)] if kind == "gpt" else []),
+        *(language if kind == "gpt" else []),
         *treatment,
     ]
 
