@@ -14,6 +14,7 @@ from dynamo_probe.anatomy.heads import HeadTap
 from dynamo_probe.anatomy.outputs import HeadOutput, OutputTap
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.functional.attention_rehearsal import LOST, rehearse
+from dynamo_probe.functional.repeated_tokens import UniqueTokens, check_counts
 from dynamo_probe.functional.token_model import Call, device_of, logits_of, run_on
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from dynamo_probe.observation.apart import apart
@@ -112,7 +113,10 @@ def copying_scores(
         torch.Size([1, 4])
     """
     inner = unwrap(model)
-    tokens = _unique_tokens(vocab_size, bos, period, sequences, generator)
+    check_counts(3, period=period)
+    check_counts(1, sequences=sequences)
+    draw = UniqueTokens(vocab_size, bos, period, generator)
+    tokens = draw.begun([draw(period) for _ in range(sequences)])
     begin = tokens.shape[1] - period
     given = tokens.to(device_of(inner))
     sums: dict[str, Tensor] = {}
@@ -195,35 +199,3 @@ def _ratio(tap: OutputTap, index: int, logits: Tensor, row: Tensor, begin: int) 
         raise Unmeasurable(f"what the heads of {found.name or 'the model'} write is not finite")
     raised = (written - written.mean(-1, keepdim=True)).relu()
     return raised.diagonal(dim1=1, dim2=2) / raised.sum(-1)
-
-
-def _unique_tokens(
-    vocab_size: int,
-    bos: int | None,
-    period: int,
-    sequences: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Draw sequences of different tokens, behind a start token where there is one."""
-    for name, number, least in (("period", period, 3), ("sequences", sequences, 1)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"{name} is {number!r}; give a whole number of {least} or more")
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
-        raise ValueError(f"vocab_size is {vocab_size!r}; give a whole number")
-    if bos is not None and (isinstance(bos, bool) or not isinstance(bos, int) or bos < 0):
-        raise ValueError(f"bos is {bos!r}; give the id of a token, or None for none")
-    inside = bos is not None and bos < vocab_size
-    free = vocab_size - inside
-    if free < period:
-        raise ValueError(
-            f"a sequence needs {period} different tokens and the vocabulary has {free} to draw "
-            f"from; give period={max(free, 0)} or less"
-        )
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    rows = [torch.randperm(free, generator=generator)[:period] for _ in range(sequences)]
-    tokens = torch.stack(rows)
-    if bos is None:
-        return tokens
-    if inside:
-        tokens += tokens >= bos
-    return torch.cat([tokens.new_full((sequences, 1), bos), tokens], dim=1)

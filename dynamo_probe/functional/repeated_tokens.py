@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,37 +42,68 @@ def repeated_tokens(
     Source: Olsson et al. 2022, *In-context Learning and Induction Heads*, head activation
     evaluators (25 tokens, 4 times, after a start token); the random lags are added here.
     """
-    for name, given, least in (
-        ("period", period, 2),
-        ("copies", copies, 2),
-        ("sequences", sequences, 1),
-        ("vocab_size", vocab_size, 2),
-    ):
+    check_counts(2, period=period, copies=copies)
+    check_counts(1, sequences=sequences)
+    draw = UniqueTokens(vocab_size, bos, period, generator)
+    length = period * copies
+    low, high = max(2, (period + 1) // 2), min(period + period // 2, draw.free)
+    lags = torch.randint(low, high + 1, (sequences,), generator=draw.generator).tolist()
+    return draw.begun([draw(lag).repeat(-(-length // lag))[:length] for lag in lags])
+
+
+class UniqueTokens:
+    """Draws different tokens from a vocabulary, the start token never among them.
+
+    Attributes:
+        free: how many tokens there are to draw from.
+        generator: that draws them.
+    """
+
+    def __init__(
+        self, vocab_size: int, bos: int | None, needed: int, generator: torch.Generator | None
+    ) -> None:
+        """Check that there are as many as are needed.
+
+        Raises:
+            ValueError: when there are not, or an argument is out of range.
+        """
+        check_counts(2, vocab_size=vocab_size)
+        if bos is not None and (isinstance(bos, bool) or not isinstance(bos, int) or bos < 0):
+            raise ValueError(f"bos is {bos!r}; give the id of a token, or None for none")
+        self._bos = bos
+        self._inside = bos is not None and bos < vocab_size
+        self.free = vocab_size - self._inside
+        if self.free < needed:
+            raise ValueError(
+                f"{needed} different tokens are needed and the vocabulary has {self.free} to draw "
+                f"from; give period={self.free} or less"
+            )
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+
+    def __call__(self, count: int) -> Tensor:
+        """Return so many different tokens, `[count]`."""
+        drawn = torch.randperm(self.free, generator=self.generator)[:count]
+        if self._bos is not None and self._inside:
+            drawn += drawn >= self._bos
+        return drawn
+
+    def begun(self, rows: Sequence[Tensor]) -> Tensor:
+        """Return sequences behind the start token, where there is one, `[sequences, length]`."""
+        tokens = torch.stack(list(rows))
+        if self._bos is None:
+            return tokens
+        return torch.cat([tokens.new_full((len(tokens), 1), self._bos), tokens], dim=1)
+
+
+def check_counts(least: int, **counts: int) -> None:
+    """Refuse what is no whole number, or too small.
+
+    Raises:
+        ValueError: with the name.
+    """
+    for name, given in counts.items():
         if isinstance(given, bool) or not isinstance(given, int) or given < least:
             raise ValueError(f"{name} is {given!r}; give a whole number of {least} or more")
-    if bos is not None and (isinstance(bos, bool) or not isinstance(bos, int) or bos < 0):
-        raise ValueError(f"bos is {bos!r}; give the id of a token, or None for none")
-    inside = bos is not None and bos < vocab_size
-    free = vocab_size - inside
-    if free < period:
-        raise ValueError(
-            f"a copy needs {period} different tokens and the vocabulary has {free} to draw from; "
-            f"give period={free} or less"
-        )
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    length = period * copies
-    low, high = (period + 1) // 2, min(period + period // 2, free)
-    lags = torch.randint(max(2, low), high + 1, (sequences,), generator=generator).tolist()
-    rows = []
-    for lag in lags:
-        drawn = torch.randperm(free, generator=generator)[:lag]
-        if bos is not None and inside:
-            drawn += drawn >= bos
-        rows.append(drawn.repeat(-(-length // lag))[:length])
-    tokens = torch.stack(rows)
-    if bos is not None:
-        tokens = torch.cat([tokens.new_full((sequences, 1), bos), tokens], dim=1)
-    return tokens
 
 
 @dataclass(frozen=True, slots=True)
