@@ -34,7 +34,7 @@ from dynamo_probe.data import RepeatedMixture, SampleOrder
 from dynamo_probe.functional.heads import head_scores
 
 FORMED = 0.3
-"""Prefix matching from which a head counts as an induction head; chance is 0.03 to 0.05."""
+"""Prefix matching from which a head counts as an induction head; chance is 0.03 to 0.04."""
 
 
 @dataclass(frozen=True, slots=True)
