@@ -74,7 +74,7 @@ PYTHON, DOCS = (
     for name in ("python", "docs")
 )
 COPY_ARMS = (
-    *(f"d={width}" for width in (16, 24, 32, 48, 64)),
+    *(f"d={width}" for width in (16, 24, 28, 32, 40, 48, 64)),
     *(f"d=64 {kind}" for kind in ("50% x10", "50% x100", "50% x1000", "50% unique")),
     *(f"d=64 {kind}" for kind in ("90% x18", "90% x180", "90% x1800", "90% unique")),
     *(f"d=64 {kind}" for kind in ("10% x10", "10% x100", "10% x1200", "10% unique")),
