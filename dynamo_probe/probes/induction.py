@@ -91,7 +91,7 @@ class Induction(Probe):
             every: period in updates, or a schedule.
             heads: which heads have a scalar of their own.
             vocab_size: random tokens are drawn below it; None takes the rows of the token
-                embedding, where there is one embedding or the model says which it is.
+                embedding: the only one, or the one with as many rows as there are logits.
             bos: id of the token that begins a sequence in this training; None for none.
             period: mean lag between copies, in tokens.
             copies: length of a sequence, in periods.
@@ -160,15 +160,17 @@ class Induction(Probe):
             site.want_batch()
         if any(is_lazy(p) or p.is_meta for p in site.model.parameters()):
             return
+        if site.process_group is not None:
+            return  # the model is not run: other ranks may attach at another time
         if self.vocab_size is None:
-            self.vocab_size = vocabulary_of(site.model)
+            self.vocab_size = vocabulary_of(site.model, self._call)
         if self.vocab_size is None:
             raise ValueError(
-                "the size of the vocabulary cannot be seen: the model has not one embedding but "
-                "none or several. Give dp.Induction(vocab_size=...)"
+                "the size of the vocabulary cannot be seen: the model has no embedding, or several "
+                "none of which has as many rows as there are logits. Give "
+                "dp.Induction(vocab_size=...)"
             )
-        if site.process_group is None:  # other ranks may attach at another time
-            self._scores(site.model, sequences=1)
+        self._scores(site.model, sequences=1)
 
     def fire(self, site: Site) -> None:
         """Give the readings of this update."""
@@ -184,7 +186,7 @@ class Induction(Probe):
 
     def _scores(self, model: nn.Module, **other: Any) -> HeadScores:
         if self.vocab_size is None:
-            self.vocab_size = vocabulary_of(model)
+            self.vocab_size = vocabulary_of(model, self._call)
         if self.vocab_size is None:
             raise NotMeasurable("the size of the vocabulary is not known; give vocab_size=")
         generator = torch.Generator().manual_seed(self._seed)

@@ -1,6 +1,7 @@
 """The size of a vocabulary is seen, or not guessed."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dynamo_probe.functional.vocabulary import vocabulary_of
@@ -17,13 +18,38 @@ def test_the_only_embedding_is_of_tokens() -> None:
     assert vocabulary_of(GPT(vocabulary=13)) == 13
 
 
-def test_of_two_embeddings_the_one_that_has_an_output_layer_is_of_tokens() -> None:
+class Positioned(nn.Module):
+    """Learned positions, an output that is not tied, and an MLP as wide as there are positions."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(30, 4), nn.Embedding(90, 4)
+        self.wide, self.head = nn.Linear(4, 90), nn.Linear(90, outputs)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        return self.head(self.drop(self.wide(x)))
+
+
+def test_of_several_embeddings_the_one_with_as_many_rows_as_logits_is_of_tokens() -> None:
+    assert vocabulary_of(Positioned(30)) == 30
+    assert vocabulary_of(Positioned(31)) is None
+
+
+def test_to_look_leaves_no_trace() -> None:
+    model = Positioned(30)
+    before, modes = torch.get_rng_state(), [m.training for m in model.modules()]
+    vocabulary_of(model)
+    assert torch.equal(before, torch.get_rng_state())
+    assert modes == [m.training for m in model.modules()]
+
+
+def test_a_model_that_cannot_be_run_on_two_tokens_has_to_be_told() -> None:
     model = nn.ModuleDict({"tokens": nn.Embedding(30, 4), "positions": nn.Embedding(90, 4)})
     assert vocabulary_of(model) is None
-    model["head"] = nn.Linear(4, 30)
-    assert vocabulary_of(model) == 30
-    model["wide"] = nn.Linear(4, 90)  # now it could be the other as well
-    assert vocabulary_of(model) is None
+    ran = vocabulary_of(model, lambda model, tokens: torch.randn(1, 2, 30))
+    assert ran == 30
 
 
 def test_without_an_embedding_it_is_not_known() -> None:
