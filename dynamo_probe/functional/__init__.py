@@ -42,6 +42,7 @@ from dynamo_probe.functional.rank import (
     stable_rank,
 )
 from dynamo_probe.functional.recycling import RecycleReport, recycle
+from dynamo_probe.functional.repetition import damage_region
 from dynamo_probe.functional.saturation import (
     SaturationShares,
     gradient_saturated_units,
@@ -75,6 +76,7 @@ __all__ = [
     "contribution_utility",
     "copy_loss",
     "copying_scores",
+    "damage_region",
     "dead_units",
     "dormancy_scores",
     "dormant_fraction",
