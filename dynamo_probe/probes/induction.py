@@ -28,6 +28,7 @@ from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable
 
 _RANDOM = "random heads for "
+_BROKEN = 2.0
 _SCORES = ("prefix_matching", "previous_token", "duplicate_token", "sink")
 
 
@@ -174,15 +175,24 @@ class Induction(Probe):
 
     def fire(self, site: Site) -> None:
         """Give the readings of this update."""
-        moved = 0.0
+        moved, failure = 0.0, None
         try:
             moved = self._measure(site)
-        except Unmeasurable as reason:
-            raise NotMeasurable(str(reason)) from reason
-        finally:
-            # No rank decides by its own rounding: that would put the ranks out of step.
-            if site.largest_over_ranks(moved):
-                self.cadence.stay_dense(site.step)
+        except (Unmeasurable, NotMeasurable) as reason:
+            failure = NotMeasurable(str(reason))
+        except Exception as error:
+            if site.process_group is None:
+                raise
+            failure = error
+        broken = failure is not None and not isinstance(failure, NotMeasurable)
+        # No rank decides by itself, neither about its pace nor to stop: the others would wait.
+        agreed = site.largest_over_ranks(_BROKEN if broken else moved)
+        if agreed == _BROKEN:
+            raise failure or RuntimeError("it failed on another rank")
+        if agreed:
+            self.cadence.stay_dense(site.step)
+        if failure is not None:
+            raise failure
 
     def _scores(self, model: nn.Module, **other: Any) -> HeadScores:
         if self.vocab_size is None:

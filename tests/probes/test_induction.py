@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -456,8 +457,51 @@ def on_a_rank(rank: int) -> dict[str, Any]:
     }
 
 
-def test_two_ranks_read_what_one_reads_and_stay_in_step() -> None:
-    first, second = on_two_ranks(on_a_rank)
+def fails_on_the_second(rank: int) -> tuple[list[str], int]:
+    """Train with a model that, on one rank, cannot run what the probe gives it from update 5 on."""
+
+    class Picky(Copier):
+        picky = False
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            if self.picky and tokens.shape[1] != 32:
+                raise RuntimeError("only 32 tokens")
+            return super().forward(tokens)
+
+    model = nn.parallel.DistributedDataParallel(Picky(), find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with dp.watch(model, optimizer, Induction(every=2, period=10, sequences=4)) as watch:
+            for update in range(12):
+                model.module.picky = rank == 1 and update >= 4
+                optimizer.zero_grad()
+                model(torch.randint(VOCABULARY, (2, 32))).square().mean().backward()
+                optimizer.step()
+    return [str(e) for e in watch.events if e.kind == "disabled"], watch.step
+
+
+def both(rank: int) -> tuple[Any, Any]:
+    return on_a_rank(rank), fails_on_the_second(rank)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[tuple[Any, Any]]:
+    return on_two_ranks(both)
+
+
+def test_a_failure_on_one_rank_disables_the_probe_on_both_and_nobody_waits(
+    ranks: list[tuple[Any, Any]],
+) -> None:
+    (_, (first, steps)), (_, (second, others)) = ranks
+    assert steps == others == 12
+    assert len(first) == len(second) == 1
+    assert first[0].startswith("update 6") and "on another rank" in first[0]
+    assert second[0].startswith("update 6") and "only 32 tokens" in second[0]
+
+
+def test_two_ranks_read_what_one_reads_and_stay_in_step(ranks: list[tuple[Any, Any]]) -> None:
+    (first, _), (second, _) = ranks
     assert first == second
     alone = run(
         Copier(),
