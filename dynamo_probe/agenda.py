@@ -98,6 +98,7 @@ class Timer:
             "last": self.last,
             "off": self.off,
             "stretch": self.stretch,
+            "told": sorted(self.told),
             "state": self.instrument.state_dict(),
             "recorders": [source.recorder.state_dict() for source in self.sources],
         }
@@ -106,6 +107,7 @@ class Timer:
         """Go on from there."""
         self.due, self.fired, self.last = state["due"], state["fired"], state["last"]
         self.off, self.stretch = state["off"], state["stretch"]
+        self.told = set(state.get("told", ()))
         self.instrument.load_state_dict(state["state"])
         for source, recorded in zip(self.sources, state["recorders"], strict=False):
             source.recorder.load_state_dict(recorded)

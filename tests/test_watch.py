@@ -492,3 +492,22 @@ def test_the_first_training_batch_is_kept_as_the_fixed_batch_whatever_the_loop_d
     expected = expected_scores(net, [first])
     assert watch.history.samples("dormancy/tau=0.1") == 20
     assert torch.allclose(torch.tensor(watch.history.latest("dormancy/scores/2")), expected[1])
+
+
+def test_a_reason_that_was_told_before_a_checkpoint_is_not_told_again_after_it() -> None:
+    class Closed(dp.Probe):
+        name = "closed"
+
+        def fire(self, site: dp.Site) -> None:
+            raise dp.NotMeasurable("there is nothing to see")
+
+    net, optimizer = small()
+    with dp.watch(net, optimizer, Closed(1), on_error="raise") as first:
+        train(net, optimizer, loss, 2)
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+    file.seek(0)
+    with dp.watch(net, optimizer, Closed(1), on_error="raise") as second:
+        second.load_state_dict(torch.load(file, weights_only=True))
+        train(net, optimizer, loss, 2)
+    assert [(e.step, e.kind) for e in second.events] == [(1, "skipped")]

@@ -23,7 +23,7 @@ def probes(every: int) -> dict[str, Callable[[], dp.Probe]]:
     """
     return {
         "Induction": lambda: dp.Induction(every=10 * every, period=5, sequences=4),
-        "Repetition": lambda: dp.Repetition(every=every, ngram=8, memory=1 << 16),
+        "Repetition": lambda: dp.Repetition(every=every, ngram=8, memory=1 << 22),
     }
 
 
