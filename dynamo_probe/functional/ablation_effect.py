@@ -136,7 +136,7 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def control_heads(
-    shape: tuple[int, int],
+    present: Sequence[tuple[int, int]],
     heads: Sequence[tuple[int, int]],
     apart_from: Sequence[tuple[int, int]],
     generator: torch.Generator,
@@ -144,7 +144,7 @@ def control_heads(
     """Draw as many other heads of the same layers.
 
     Args:
-        shape: layers and heads of the model.
+        present: all heads of the model as (layer, head); layers may have different numbers.
         heads: the set that wants a control.
         apart_from: further heads that are not to be drawn.
         generator: on the CPU.
@@ -153,12 +153,12 @@ def control_heads(
         The heads; None where a layer has not enough others.
     """
     drawn: list[tuple[int, int]] = []
+    free = sorted({*present} - {*heads} - {*apart_from})
     for layer in sorted({layer for layer, _ in heads}):
-        taken = {head for la, head in (*heads, *apart_from) if la == layer}
-        others = [head for head in range(shape[1]) if head not in taken]
+        others = [head for head in free if head[0] == layer]
         wanted = sum(la == layer for la, _ in heads)
         if len(others) < wanted:
             return None
         order = torch.randperm(len(others), generator=generator)[:wanted].tolist()
-        drawn += [(layer, others[index]) for index in order]
+        drawn += [others[index] for index in order]
     return drawn

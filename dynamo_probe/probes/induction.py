@@ -15,7 +15,7 @@ from dynamo_probe.functional.ablation_effect import Effect, ablation_effects, co
 from dynamo_probe.functional.copying import CopyLoss, copy_loss
 from dynamo_probe.functional.formation import expected_formation
 from dynamo_probe.functional.heads import HeadScores, head_scores
-from dynamo_probe.functional.repeated_tokens import repeated_tokens
+from dynamo_probe.functional.repeated_tokens import SCORES, repeated_tokens
 from dynamo_probe.functional.token_model import Call
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from dynamo_probe.functional.vocabulary import vocabulary_of
@@ -29,7 +29,6 @@ from dynamo_probe.source import NotMeasurable
 
 _RANDOM = "random heads for "
 _BROKEN = 2.0
-_SCORES = ("prefix_matching", "previous_token", "duplicate_token", "sink")
 
 
 class Induction(Probe):
@@ -208,11 +207,17 @@ class Induction(Probe):
         scores = self._scores(site.model)
         for name, reason in scores.skipped.items():
             self._tell(site, f"skipped/{name}", "skipped", f"{self.name}/{name}", reason)
-        self._emit_scores(site, scores)
         samples = scores.tokens.numel()
         matching = scores.prefix_matching
         best = [float(matching[head]) for head in scores.top(self.top)]
         mean, total = sum(best) / len(best), float(matching.nansum())
+        # What counts as an induction head: 0.3, or ten times chance where that is more.
+        threshold = min(0.9, max(0.3, 10 * scores.chance))
+        site.emit(f"{self.name}/top", best[0], samples)
+        site.emit(f"{self.name}/mean", mean, samples)
+        site.emit(f"{self.name}/heads", int((matching > threshold).sum()), samples)
+        site.emit(f"{self.name}/sum", total, samples)
+        self._emit_scores(site, scores, threshold)
         metrics = {"prefix_matching": best[0]}
         figures = {"prefix_matching": mean}
         copied = self._copy_loss(site)
@@ -227,30 +232,23 @@ class Induction(Probe):
         self._compare(site, metrics)
         if copied is not None and self.ablate:
             self._ablate(site, scores, copied)
-        self._look_for_formation(site, figures, best[0] > self._threshold(scores))
+        self._look_for_formation(site, figures, best[0] > threshold)
         before, self._before = self._before, mean
-        # A change by a third, where there is more than chance to change: forming, or being damaged.
+        # A change by a quarter, where there is more than chance to change: forming or damaged.
         moved = before is not None and abs(mean - before) > max(scores.chance, 0.25 * before)
         return float(moved or dropped > 0.25)
 
-    def _emit_scores(self, site: Site, scores: HeadScores) -> None:
-        name, samples = self.name, scores.tokens.numel()
-        matching, threshold = scores.prefix_matching, self._threshold(scores)
-        top = scores.top(self.top)
-        site.emit(f"{name}/top", float(matching[top[0]]), samples)
-        site.emit(f"{name}/mean", sum(float(matching[h]) for h in top) / len(top), samples)
-        site.emit(f"{name}/heads", int((matching > threshold).sum()), samples)
-        site.emit(f"{name}/sum", float(matching.nansum()), samples)
+    def _emit_scores(self, site: Site, scores: HeadScores, threshold: float) -> None:
+        name, samples, matching = self.name, scores.tokens.numel(), scores.prefix_matching
         site.emit(f"{name}/chance", scores.chance, samples)
         at_second = scores.second_copy["prefix_matching"]
         site.emit(f"{name}/second_copy", float(at_second.nan_to_num(-1.0).max()), samples)
-        for score in ("previous_token", "duplicate_token", "sink"):
-            value = float(getattr(scores, score)[scores.top(1, score)[0]])
-            site.emit(f"{name}/{score}", value, samples)
-        for score in _SCORES:
-            values = getattr(scores, score).flatten().numpy()
-            site.emit(f"{name}/{score}_by_head", values, samples)
-        shown = [h for h in top if float(matching[h]) > threshold]
+        for score in SCORES:
+            values = getattr(scores, score)
+            if score != "prefix_matching":
+                site.emit(f"{name}/{score}", float(values[scores.top(1, score)[0]]), samples)
+            site.emit(f"{name}/{score}_by_head", values.flatten().numpy(), samples)
+        shown = [h for h in scores.top(self.top) if float(matching[h]) > threshold]
         for layer, head in shown if self.heads == "top" else scores.top(matching.numel()):
             site.emit(f"{name}/head/{layer}.{head}", float(matching[layer, head]), samples)
         layers, heads = matching.shape
@@ -258,10 +256,6 @@ class Induction(Probe):
             f"scores {layers} layers of up to {heads} heads on {len(scores.tokens)} sequences of "
             f"{scores.tokens.shape[1]} tokens: {', '.join(n or 'the model' for n in scores.layers)}"
         ]
-
-    def _threshold(self, scores: HeadScores) -> float:
-        """Return what counts as an induction head: 0.3, or ten times chance where that is more."""
-        return min(0.9, max(0.3, 10 * scores.chance))
 
     def _copy_loss(self, site: Site) -> CopyLoss | None:
         assert self.vocab_size is not None
@@ -287,8 +281,8 @@ class Induction(Probe):
 
     def _ablate(self, site: Site, scores: HeadScores, whole: CopyLoss) -> None:
         assert self.vocab_size is not None
-        shape = (scores.prefix_matching.shape[0], scores.prefix_matching.shape[1])
-        induction = scores.top(self.top)
+        present = scores.top(scores.prefix_matching.numel())
+        induction = present[: self.top]
         previous = [h for h in scores.top(self.top, "previous_token") if h not in induction]
         sets = {"induction": induction}
         if previous:
@@ -298,7 +292,7 @@ class Induction(Probe):
             self._tell(site, "no others", "skipped", f"{self.name}/ablation/previous_token", reason)
         for name, heads in list(sets.items()):
             generator = site.generator(self.name, name)
-            drawn = control_heads(shape, heads, (*induction, *previous), generator)
+            drawn = control_heads(present, heads, (*induction, *previous), generator)
             if drawn is None:
                 reason = "its layers have too few other heads for a random control of the same size"
                 self._tell(site, name, "note", f"{self.name}/ablation/{name}", reason)

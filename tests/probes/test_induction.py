@@ -146,6 +146,22 @@ def test_a_set_of_heads_that_would_be_empty_is_left_out_and_not_0() -> None:
     assert len(told) == 1 and told[0].kind == "skipped"
 
 
+def test_controls_are_drawn_from_heads_that_are_there_where_layers_have_different_numbers() -> None:
+    class Wider(Copier):
+        """Its first layer has four heads, of which two attend evenly as the second does."""
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)[:, None].expand(-1, 4, -1, -1)
+            F.scaled_dot_product_attention(0 * x, 0 * x, x, is_causal=True)
+            return super().forward(tokens)
+
+    for seed in range(6):
+        probe = Induction(every=5, period=12, top=1)
+        watch = run(Wider(), probe, [20.0] * 5, seed=seed)
+        assert values(watch, "ablation/induction_over_random")[5] > 1
+        assert values(watch, "head/2.0")[5] > 0.5
+
+
 def test_a_control_that_cannot_be_drawn_is_left_out_with_its_reason() -> None:
     watch = run(Copier(), Induction(every=5, period=12, top=2), [20.0] * 5)
     assert "induction/ablation/induction_over_random" not in watch.history.tags()
