@@ -93,6 +93,12 @@ class Watch:
         self._courier = Courier(found, self._sink_trouble) if found else None
         try:
             self._agenda = Agenda([self._made(instrument) for instrument in chosen])
+            self._followers = [
+                (timer, follower)
+                for follower in self._site.followers
+                for timer in self._agenda.timers
+                if timer.instrument is follower.instrument
+            ]
             self._conductor = Conductor(self._site, self._agenda, self._warn)
             self._constraints = Constraints(
                 self._site, self._agenda, self._warn, strict=on_error == "raise"
@@ -313,20 +319,18 @@ class Watch:
         site.step += 1
         if self._budget is not None:
             self._budget.update_ends(self._agenda.gathering)
-        if site.followers:
+        if self._followers:
             self._guarded(self._follow)
         if site.step >= self._agenda.wake:
             self._guarded(self._work)
-        elif site.followers:
+        elif self._followers:
             self._deliver()
 
     def _follow(self) -> None:
         """Let instruments see every update; what is disabled sees no more."""
         self._working = True
         try:
-            timers = {id(timer.instrument): timer for timer in self._agenda.timers}
-            for follower in self._site.followers:
-                timer = timers[id(follower.instrument)]
+            for timer, follower in self._followers:
                 if timer.off is None:
                     self._conductor.run(timer, follower.action)
                 if timer.off is not None and follower.tap is not None:
