@@ -22,6 +22,8 @@ SCORES = ("prefix_matching", "duplicate_token", "previous_token", "sink")
 FIGURES = (*SCORES, *(f"second_copy {score}" for score in SCORES))
 """All scores, over all queries and over those with one earlier copy."""
 VOCAB = 40
+SMALL = {"period": 6, "copies": 3, "sequences": 3}
+"""Tokens of a few milliseconds."""
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -173,3 +175,8 @@ def chances_of(scores: HeadScores) -> dict[str, Tensor]:
     """Return the chances by the names of `FIGURES`."""
     second = {f"second_copy {name}": v for name, v in scores.second_copy_chances.items()}
     return scores.chances | second
+
+
+def assert_equal(found: HeadScores, want: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
+    for name, figure in figures_of(found).items():
+        np.testing.assert_allclose(figure, want[name], rtol=0, atol=tolerance)

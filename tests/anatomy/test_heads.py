@@ -15,27 +15,22 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dynamo_probe.anatomy.attention import AttentionCall
 from dynamo_probe.anatomy.heads import HeadTap
-from dynamo_probe.functional.heads import HeadScores, head_scores
+from dynamo_probe.functional.heads import head_scores
 from dynamo_probe.functional.repeated_tokens import repeated_tokens
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from tests.attention_models import (
+    SMALL,
     VOCAB,
     Tiny,
+    assert_equal,
     causal,
     causal_bias,
     chances_of,
-    figures_of,
     naive_scores,
     patterns_of,
 )
 
-SMALL = {"period": 6, "copies": 3, "sequences": 3}
 alias = F
-
-
-def assert_equal(found: HeadScores, want: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
-    for name, figure in figures_of(found).items():
-        np.testing.assert_allclose(figure, want[name], rtol=0, atol=tolerance)
 
 
 # --- import styles ---

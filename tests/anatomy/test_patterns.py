@@ -13,6 +13,7 @@ from dynamo_probe.anatomy.heads import HeadTap
 from dynamo_probe.functional.heads import head_scores
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from tests.attention_models import (
+    SMALL,
     VOCAB,
     Tiny,
     causal_bias,
@@ -21,8 +22,6 @@ from tests.attention_models import (
     naive_scores,
     patterns_of,
 )
-
-SMALL = {"period": 6, "copies": 3, "sequences": 3}
 
 
 def products(query: Tensor, key: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dynamo_probe.functional.heads import HeadScores, head_scores
+from dynamo_probe.functional.heads import head_scores
 from dynamo_probe.functional.repeated_tokens import repeated_tokens
 from dynamo_probe.functional.unmeasurable import Unmeasurable
 from tests.attention_models import (
+    SMALL,
     VOCAB,
     Tiny,
+    assert_equal,
     causal,
     causal_bias,
     chances_of,
@@ -26,13 +28,6 @@ from tests.attention_models import (
     patterns_of,
     soft,
 )
-
-SMALL = {"period": 6, "copies": 3, "sequences": 3}
-
-
-def assert_equal(found: HeadScores, want: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
-    for name, figure in figures_of(found).items():
-        np.testing.assert_allclose(figure, want[name], rtol=0, atol=tolerance)
 
 
 def reference(model: Tiny, tokens: Tensor, bias: np.ndarray | None = None, kept=None):
