@@ -225,10 +225,8 @@ class Induction(Probe):
             site.emit(f"{self.name}/copy_loss", copied.loss, samples)
             site.emit(f"{self.name}/copy_gap", copied.gap, samples)
             metrics["copy_loss"], figures["copy_gap"] = copied.loss, copied.gap
-        dropped = 0.0
         for figure, value in self._damage.drop(total, site.step):
             site.emit(f"{self.name}/{figure}", value)
-            dropped = value if figure == "damage" else dropped
         self._compare(site, metrics)
         if copied is not None and self.ablate:
             self._ablate(site, scores, copied)
@@ -236,7 +234,7 @@ class Induction(Probe):
         before, self._before = self._before, mean
         # A change by a quarter, where there is more than chance to change: forming or damaged.
         moved = before is not None and abs(mean - before) > max(scores.chance, 0.25 * before)
-        return float(moved or dropped > 0.25)
+        return float(moved)
 
     def _emit_scores(self, site: Site, scores: HeadScores, threshold: float) -> None:
         name, samples, matching = self.name, scores.tokens.numel(), scores.prefix_matching

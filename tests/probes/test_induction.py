@@ -195,6 +195,15 @@ def test_readings_are_denser_while_scores_move() -> None:
     assert list(values(watch, "top")) == [*calm, *lively, 240]
 
 
+def test_readings_are_not_denser_for_ever_after_damage() -> None:
+    strengths = [20.0] * 84 + [0.0] * 276
+    watch = run(Copier(), Induction(every=40, ablate=False, dense=5), strengths)
+    # 120 is the first reading after the fall; two periods later it is calm, and the damage stays.
+    calm, lively = [1, 40, 80, 120], list(range(125, 201, 5))
+    assert list(values(watch, "top")) == [*calm, *lively, 240, 280, 320, 360]
+    assert values(watch, "damage")[360] > 0.25
+
+
 def test_damage_is_the_drop_from_the_peak_and_from_the_reference() -> None:
     strengths = [20.0] * 10 + [3.0] * 10
     probe = Induction(every=10, ablate=False, reference={1: 1.0, 11: 2.0, 21: 3.0})
