@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Kind = Literal["auto", "mlp", "minatar", "nature", "impala"]
+"""`auto` takes an MLP for vectors, `minatar` for images of up to 20 pixels, else `nature`."""
+
+_HIDDEN = {"mlp": (128, 128), "minatar": (128,), "nature": (512,), "impala": (256,)}
+_SMALLEST = {"minatar": 3, "nature": 36, "impala": 8}
 
 
 class Observations(nn.Module):
@@ -29,33 +37,112 @@ class Observations(nn.Module):
         return images.float() * self.scale
 
 
+class Residual(nn.Module):
+    """Two convolutions, each behind a ReLU, and the way around them (Espeholt et al. 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        """Make the block."""
+        super().__init__()
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return images of the same shape."""
+        return images + self.conv2(self.relu2(self.conv1(self.relu1(images))))
+
+
 def make_network(
-    space: gym.Space, outputs: int, hidden: tuple[int, ...] | None, seed: int
+    space: gym.Space,
+    outputs: int,
+    hidden: tuple[int, ...] | None,
+    seed: int,
+    *,
+    kind: Kind = "auto",
+    width: float = 1.0,
 ) -> nn.Sequential:
-    """Return an MLP for vectors; for images a 3x3 convolution and an MLP (Young & Tian 2019).
+    """Return a network from observations to `outputs` numbers, all of whose units are ReLU.
 
     Weights are Kaiming-uniform and biases zero. With torch's own initialisation a quarter of the
     units is dormant (tau 0.1) on CartPole before training begins.
+
+    Args:
+        space: of the observations, a Box.
+        outputs: units of the last layer, `values`.
+        hidden: widths of the linear layers; None takes what is usual: 128 128 (mlp), 128 (minatar:
+            Young & Tian 2019), 512 (nature: Mnih et al. 2015), 256 (impala: Espeholt et al. 2018).
+        seed: of the weights.
+        kind: what looks at the observations.
+        width: factor of the channels of convolutions, and of the usual `hidden`.
+
+    Raises:
+        ValueError: when the observations do not suit the kind.
     """
     example = torch.zeros(1, *(space.shape or ()))
-    image, plain = example.dim() == 4, example.dim() == 2 and space.dtype == np.float32
+    kind = _chosen(kind, space)
+    plain = example.dim() == 2 and space.dtype == np.float32
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     if not plain:
         modules["observations"] = Observations(space)
     # The layers draw initial weights of their own; torch's random state must not move.
     with torch.random.fork_rng(devices=[]):
-        if image:
-            channels = modules["observations"](example).shape[1]
-            modules |= {"conv": nn.Conv2d(channels, 16, 3), "relu": nn.ReLU(), "flat": nn.Flatten()}
-        width = nn.Sequential(modules)(example).shape[1]
-        for index, units in enumerate(hidden or ((128,) if image else (128, 128)), 1):
-            modules |= {f"fc{index}": nn.Linear(width, units), f"relu{index}": nn.ReLU()}
-            width = units
-        network = nn.Sequential(modules | {"values": nn.Linear(width, outputs)})
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in network.parameters():
+        if kind != "mlp":
+            seen = modules["observations"](example)
+            if min(seen.shape[2:]) < _SMALLEST[kind]:
+                size = "x".join(map(str, seen.shape[2:]))
+                raise ValueError(f"images of {size} are too small for {kind}; use minatar or mlp")
+            modules |= _convolutions(kind, seen.shape[1], width)
+        inputs = nn.Sequential(modules)(example).flatten(1).shape[1]
+        usual = tuple(max(round(units * width), 1) for units in _HIDDEN[kind])
+        for index, units in enumerate(hidden or usual, 1):
+            modules |= {f"fc{index}": nn.Linear(inputs, units), f"relu{index}": nn.ReLU()}
+            inputs = units
+        network = nn.Sequential(modules | {"values": nn.Linear(inputs, outputs)})
+    initialise(network.parameters(), torch.Generator().manual_seed(seed))
+    return network
+
+
+def initialise(parameters: Iterable[nn.Parameter], generator: torch.Generator) -> None:
+    """Draw weights Kaiming-uniform (He et al. 2015) and set biases to zero."""
+    for parameter in parameters:
         if parameter.dim() > 1:
             nn.init.kaiming_uniform_(parameter, nonlinearity="relu", generator=generator)
         else:
             nn.init.zeros_(parameter)
-    return network
+
+
+def _chosen(kind: Kind, space: gym.Space) -> Kind:
+    shape = tuple(space.shape or ())
+    if len(shape) != 3:
+        if kind in ("auto", "mlp"):
+            return "mlp"
+        raise ValueError(f"{kind} looks at images; these observations have the shape {shape}")
+    if kind == "auto":
+        return "minatar" if sorted(shape)[1] <= 20 else "nature"
+    return kind
+
+
+def _convolutions(kind: Kind, channels: int, width: float) -> dict[str, nn.Module]:
+    """Return convolutions, and what makes rows of their output."""
+
+    def scaled(features: int) -> int:
+        return max(round(features * width), 1)
+
+    if kind == "minatar":
+        conv = nn.Conv2d(channels, scaled(16), 3)
+        return {"conv": conv, "relu": nn.ReLU(), "flat": nn.Flatten()}
+    modules: dict[str, nn.Module] = {}
+    if kind == "nature":
+        for index, (features, kernel, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 1):
+            modules[f"conv{index}"] = nn.Conv2d(channels, scaled(features), kernel, stride)
+            modules[f"conv_relu{index}"] = nn.ReLU()
+            channels = scaled(features)
+        return modules | {"flat": nn.Flatten()}
+    for index, features in enumerate((16, 32, 32), 1):
+        modules[f"conv{index}"] = nn.Conv2d(channels, scaled(features), 3, padding=1)
+        modules[f"pool{index}"] = nn.MaxPool2d(3, stride=2, padding=1)
+        modules[f"residual{index}a"] = Residual(scaled(features))
+        modules[f"residual{index}b"] = Residual(scaled(features))
+        channels = scaled(features)
+    return modules | {"conv_relu": nn.ReLU(), "flat": nn.Flatten()}

@@ -19,8 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents import dqn
-from agents.dqn import Args, Batch, epsilon, td_targets, train, updates_due
+from agents.dqn import Args, epsilon, td_targets, train, updates_due
 from agents.networks import make_network
+from agents.replay import Batch
 from agents.runs import flat_gradient
 
 Quick = Callable[..., Args]
@@ -167,7 +168,7 @@ def test_training_leaves_global_states_as_they_were(quick: Quick, equal: Equal):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"env_id": "Pendulum-v1"}, "choose or wrap it to Discrete"),
+        ({"env_id": "Pendulum-v1"}, "this agent takes a Discrete; use sac or ppo"),
         ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
         ({"replay_ratio": -1.0}, "replay_ratio is -1.0; give 0 or more"),
         ({"num_envs": 8, "replay_capacity": 4}, "give num_envs or more"),

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.dqn import Args, Replay, train
+from agents.dqn import Args, train
+from agents.replay import Replay
 
 Quick = Callable[..., Args]
 Equal = Callable[[Any, Any], bool]
