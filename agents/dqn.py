@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import gymnasium as gym
 import numpy as np
@@ -103,6 +103,54 @@ def td_targets(
     return torch.addcmul(batch.rewards, next_value, batch.continues, value=gamma)
 
 
+class Rule(Protocol):
+    """How the values of actions are read from the network's outputs, and how they are learned."""
+
+    @property
+    def name(self) -> str:
+        """Names the agent in logs and checkpoints."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs of the network belong to an action."""
+        ...
+
+    def values(self, network: nn.Module, observations: Tensor) -> Tensor:
+        """Return the value of each action, `[batch, actions]`."""
+        ...
+
+    def loss(self, batch: Batch, network: nn.Module, target: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the value of the action taken in each transition, `[batch]`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class QLearning:
+    """An output is a value; Huber loss to `td_targets` (Mnih et al. 2015).
+
+    Attributes:
+        gamma: discount.
+        double_q: see `Args`.
+    """
+
+    gamma: float
+    double_q: bool
+    name: str = "dqn"
+    outputs: int = 1
+
+    def values(self, network: nn.Module, observations: Tensor) -> Tensor:
+        """Return the value of each action, `[batch, actions]`."""
+        return network(observations)
+
+    def loss(self, batch: Batch, network: nn.Module, target: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the value of the action taken in each transition, `[batch]`."""
+        targets = td_targets(batch, network, target, self.gamma, self.double_q)
+        values = network(batch.observations)
+        chosen = values.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+        return F.huber_loss(chosen, targets), chosen
+
+
 Instruments = Callable[["Args", nn.Module], list[dp.Instrument]]
 """Makes the instruments of an agent's watch from its arguments and its target network."""
 
@@ -121,12 +169,15 @@ def make_instruments(args: Args, target: nn.Module) -> list[dp.Instrument]:
     return instruments
 
 
-def train(args: Args, instruments: Instruments = make_instruments) -> Result:
+def train(
+    args: Args, instruments: Instruments = make_instruments, rule: Rule | None = None
+) -> Result:
     """Train an agent.
 
     Args:
         args: what shapes the training.
         instruments: makes what the watch carries, from the arguments and the target network.
+        rule: how values are learned; None for Q-learning.
 
     Raises:
         ValueError: when DQN has no use for the environment's spaces, or `args.resume` was made with
@@ -135,6 +186,7 @@ def train(args: Args, instruments: Instruments = make_instruments) -> Result:
         EnvironmentFailed: when the environment raises, or gives a reward that is no number; the log
             and the last checkpoint are whole.
     """
+    learning: Rule = rule or QLearning(args.gamma, args.double_q)
     environments = Environments(
         args.env_id, args.num_envs, ["discrete"], clip_rewards=args.clip_rewards
     )
@@ -142,7 +194,12 @@ def train(args: Args, instruments: Instruments = make_instruments) -> Result:
         space = environments.observation_space
         num_actions = int(cast(gym.spaces.Discrete, environments.action_space).n)
         network = make_network(
-            space, num_actions, args.hidden, args.seed, kind=args.network, width=args.width
+            space,
+            num_actions * learning.outputs,
+            args.hidden,
+            args.seed,
+            kind=args.network,
+            width=args.width,
         ).to(args.device)
         target = copy.deepcopy(network).requires_grad_(False)
         gradient = flat_gradient(list(network.parameters()))
@@ -153,7 +210,7 @@ def train(args: Args, instruments: Instruments = make_instruments) -> Result:
         replay = Replay(args.replay_capacity, args.num_envs, space, replay_seed)
 
         def greedy(observations: Tensor) -> np.ndarray:
-            return network(observations).argmax(1).cpu().numpy()
+            return learning.values(network, observations).argmax(1).cpu().numpy()
 
         parts = {
             "network": network,
@@ -163,7 +220,7 @@ def train(args: Args, instruments: Instruments = make_instruments) -> Result:
             "exploration": exploration,
         }
         with Run(
-            "dqn",
+            learning.name,
             args,
             environments,
             parts,
@@ -190,10 +247,7 @@ def train(args: Args, instruments: Instruments = make_instruments) -> Result:
                 while run.updates < updates_due(run.step, args):
                     run.begin_update()
                     batch = replay.sample(args.batch_size, args.device)
-                    targets = td_targets(batch, network, target, args.gamma, args.double_q)
-                    values = network(batch.observations)
-                    chosen = values.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-                    loss = F.huber_loss(chosen, targets)
+                    loss, chosen = learning.loss(batch, network, target)
                     gradient.zero_()
                     loss.backward()
                     if args.max_grad_norm is not None:

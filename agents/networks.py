@@ -93,6 +93,8 @@ def make_network(
                 size = "x".join(map(str, seen.shape[2:]))
                 raise ValueError(f"images of {size} are too small for {kind}; use minatar or mlp")
             modules |= _convolutions(kind, seen.shape[1], width)
+        elif example.dim() == 4:
+            modules["flat"] = nn.Flatten()
         inputs = nn.Sequential(modules)(example).flatten(1).shape[1]
         usual = tuple(max(round(units * width), 1) for units in _HIDDEN[kind])
         for index, units in enumerate(hidden or usual, 1):
