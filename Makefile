@@ -48,7 +48,8 @@ ifneq ($(shell .venv/bin/python -c 'print(open("$(INSTALLED)").read().strip())' 
 endif
 
 # An install that did not finish, or that was made elsewhere, is begun anew. torch goes first: it brings setuptools,
-# pinned, which then builds this package without a download of its own.
+# pinned, which then builds this package without a download of its own. MinAtar and ALE are under the GPL, so no extra
+# of ours brings them along; what MinAtar depends on serves its windows.
 $(INSTALLED): pyproject.toml constraints.txt
 	@if [ -e $(UNFINISHED) ] || { [ -e $@ ] && [ "$$(cat $@)" != '$(CURDIR)' ]; } || \
 		! .venv/bin/python -c '$(USABLE)' 2>/dev/null; then \
@@ -66,4 +67,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing what constraints.txt names into .venv (a few minutes where nothing is cached)"
 	@$(PIP) install --quiet --constraint constraints.txt torch setuptools
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --no-deps minatar ale-py
 	@rm $(UNFINISHED) && printf '%s\n' '$(CURDIR)' > $@
