@@ -11,9 +11,15 @@ from torch import Tensor
 
 from dynamo_probe.functional.dormancy import normalised_scores
 
+# A million squares that vanish, of 1e-38 each, are 1e-4 of the square of this.
+_VANISHING = 1e-14
+
 
 def norms(tensors: Sequence[Tensor], order: Literal[1, 2] = 2) -> list[Tensor]:
     """Return a norm of each tensor, summed in float32 or better.
+
+    In float32 squares vanish below 1e-19 or so and overflow above 1e19. On the CPU a norm that may
+    have lost by that is taken again in float64; elsewhere that would cost a wait for the device.
 
     Args:
         tensors: any shapes, types and devices; sparse ones are summed over what they hold.
@@ -32,8 +38,15 @@ def norms(tensors: Sequence[Tensor], order: Literal[1, 2] = 2) -> list[Tensor]:
         part = [dense[index] for index in indices]
         summed = torch._foreach_norm(part, order, wide)  # pyright: ignore[reportPrivateImportUsage]
         for index, norm in zip(indices, summed, strict=True):
+            if order == 2 and norm.is_cpu and norm.dtype == torch.float32 and _lossy(norm.item()):
+                norm = torch.linalg.vector_norm(dense[index], dtype=torch.float64)
             found[index] = norm
     return found
+
+
+def _lossy(norm: float) -> bool:
+    """Whether squares in float32 may have vanished beside it, or have overflowed."""
+    return norm < _VANISHING or norm == math.inf
 
 
 def total_norm(parts: Iterable[float]) -> float:

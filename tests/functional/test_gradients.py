@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -21,13 +21,20 @@ def naive_norm(values: list[float]) -> float:
     return math.sqrt(math.fsum(v * v for v in values))
 
 
-@given(st.lists(st.lists(st.floats(-1e3, 1e3, width=32), max_size=9), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.lists(st.floats(-(2.0**127), 2.0**127, width=32), max_size=9), min_size=1, max_size=5
+    )
+)
+@example([[6.7e-31], [1e-44, 1e-45], [3e38, 1.0], [1e-19, 1e-20], [1e-40], [0.0]])
 def test_norms_equal_a_naive_sum_of_squares(rows: list[list[float]]) -> None:
-    found = norms([torch.tensor(row) for row in rows])
-    for norm, row in zip(found, rows, strict=True):
-        assert float(norm) == pytest.approx(naive_norm(row), rel=1e-6, abs=1e-30)
+    tensors = [torch.tensor(row) for row in rows]
+    exact = [t.tolist() for t in tensors]
+    found = norms(tensors)
+    for norm, row in zip(found, exact, strict=True):
+        assert float(norm) == pytest.approx(naive_norm(row), rel=1e-6, abs=0)
     whole = total_norm(float(norm) for norm in found)
-    assert whole == pytest.approx(naive_norm([v for row in rows for v in row]), rel=1e-6, abs=1e-30)
+    assert whole == pytest.approx(naive_norm([v for row in exact for v in row]), rel=1e-6, abs=0)
 
 
 def test_half_precision_is_summed_in_float32_beside_other_types() -> None:
