@@ -1,9 +1,10 @@
 """Updates per second of `agents.dqn` against Stable-Baselines3's DQN at equal settings.
 
     python -m benchmarks.agents.dqn_speed
+    python -m benchmarks.agents.dqn_speed --env MinAtar/Breakout-v1 --updates 500
 
-Both train on CartPole with one thread: the same network, learning rate, batch, replay, exploration,
-target interval and clipping, one update for each step. The arms take turns within one process. A
+Both train with one thread: the same network, learning rate, batch, replay, exploration, target
+interval and clipping, one update for each step. The arms take turns within one process. A
 round's figure is the number of updates over the processor time from the first update to the last,
 acting and environment included, the steps before learning left out. Denormal floats count as zero
 for every arm, which SB3 alone does not ask for, so that it does not lose by it.
@@ -16,11 +17,16 @@ import statistics
 import time
 from collections.abc import Callable
 
+import gymnasium as gym
 import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
 
 from agents.dqn import Args, train
+from agents.environments import register
+from agents.networks import Observations
 
 LEARNING_STARTS, EPSILON_STEPS, TARGET_INTERVAL, CAPACITY = 500, 1_000, 500, 50_000
 
@@ -39,12 +45,28 @@ class FirstUpdate(BaseCallback):
         return True
 
 
-def stable_baselines3(updates: int, seed: int) -> float:
+class Convolution(BaseFeaturesExtractor):
+    """The convolution of `agents.networks` for MinAtar."""
+
+    def __init__(self, space: gym.spaces.Box) -> None:
+        super().__init__(space, 16 * 8 * 8)
+        self.observations = Observations(space)
+        self.conv = nn.Conv2d(min(space.shape), 16, 3)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.conv(self.observations(observations)).relu().flatten(1)
+
+
+def stable_baselines3(env_id: str, updates: int, seed: int) -> float:
     """Return updates per second of processor time."""
     steps = LEARNING_STARTS + updates
+    register(env_id)
+    policy: dict = {"net_arch": [128, 128]}
+    if env_id.startswith("MinAtar/"):
+        policy = {"net_arch": [128], "features_extractor_class": Convolution}
     model = DQN(
         "MlpPolicy",
-        "CartPole-v1",
+        env_id,
         learning_rate=1e-3,
         buffer_size=CAPACITY,
         learning_starts=LEARNING_STARTS,
@@ -56,7 +78,7 @@ def stable_baselines3(updates: int, seed: int) -> float:
         exploration_fraction=EPSILON_STEPS / steps,
         exploration_final_eps=0.05,
         max_grad_norm=10.0,
-        policy_kwargs={"net_arch": [128, 128]},
+        policy_kwargs=policy,
         seed=seed,
         device="cpu",
     )
@@ -67,14 +89,13 @@ def stable_baselines3(updates: int, seed: int) -> float:
     return updates / seconds
 
 
-def dynamo(updates: int, seed: int, probe: bool) -> float:
+def dynamo(env_id: str, updates: int, seed: int, probe: bool) -> float:
     """Return updates per second of processor time."""
     result = train(
         Args(
-            env_id="CartPole-v1",
+            env_id=env_id,
             total_steps=LEARNING_STARTS + updates,
             seed=seed,
-            hidden=(128, 128),
             learning_rate=1e-3,
             gamma=0.99,
             batch_size=32,
@@ -95,12 +116,12 @@ def dynamo(updates: int, seed: int, probe: bool) -> float:
     return updates / result.update_seconds
 
 
-def measure(rounds: int, updates: int) -> dict[str, list[float]]:
+def measure(env_id: str, rounds: int, updates: int) -> dict[str, list[float]]:
     """Run all arms in turn, `rounds` times; return each arm's updates per second, by round."""
     arms: dict[str, Callable[[int, int], float]] = {
-        "Stable-Baselines3": stable_baselines3,
-        "agents.dqn": lambda updates, seed: dynamo(updates, seed, probe=False),
-        "agents.dqn --probe": lambda updates, seed: dynamo(updates, seed, probe=True),
+        "Stable-Baselines3": lambda updates, seed: stable_baselines3(env_id, updates, seed),
+        "agents.dqn": lambda updates, seed: dynamo(env_id, updates, seed, probe=False),
+        "agents.dqn --probe": lambda updates, seed: dynamo(env_id, updates, seed, probe=True),
     }
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -117,10 +138,11 @@ def measure(rounds: int, updates: int) -> dict[str, list[float]]:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--env", default="CartPole-v1", help="or one of MinAtar's")
     parser.add_argument("--rounds", type=int, default=15, help="rounds, each with every arm")
     parser.add_argument("--updates", type=int, default=1_000, help="updates of an arm in a round")
     options = parser.parse_args()
-    speeds = measure(options.rounds, options.updates)
+    speeds = measure(options.env, options.rounds, options.updates)
     base = speeds["Stable-Baselines3"]
     print(f"{'':20}{'updates/s':>10}{'ratio':>8}   ratio by round")
     for name, arm in speeds.items():
