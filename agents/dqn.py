@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import dynamo_probe as dp
 from agents.environments import Environments
 from agents.networks import Kind, make_network
-from agents.replay import Batch, Replay
+from agents.replay import Batch, Replay, updates_due
 from agents.runs import Result, Run, flat_gradient, processor_settings, say_result
 from agents.settings import RunArgs
 
@@ -81,12 +81,6 @@ def epsilon(step: int, args: Args) -> float:
         return 1.0
     done = min((step - args.learning_starts) / max(args.epsilon_steps, 1), 1.0)
     return args.epsilon_start + done * (args.epsilon_end - args.epsilon_start)
-
-
-def updates_due(step: int, args: Args) -> int:
-    """Return the number of updates that belong to the environment steps so far."""
-    # The small term keeps 100 steps at a ratio of 0.29 from giving 28 updates.
-    return int(max(step - args.learning_starts, 0) * args.replay_ratio + 1e-6)
 
 
 @torch.no_grad()
@@ -244,7 +238,7 @@ def train(
                 replay.add(observations, actions, step.rewards, step.last, ~step.terminated)
 
                 # Learn.
-                while run.updates < updates_due(run.step, args):
+                while run.updates < updates_due(run.step - args.learning_starts, args.replay_ratio):
                     run.begin_update()
                     batch = replay.sample(args.batch_size, args.device)
                     loss, chosen = learning.loss(batch, network, target)

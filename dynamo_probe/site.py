@@ -25,6 +25,7 @@ from dynamo_probe.observation.apart import apart
 from dynamo_probe.observation.backward import BackwardRecorder
 from dynamo_probe.observation.batch import Batch
 from dynamo_probe.observation.inputs import InputTap
+from dynamo_probe.observation.recorder import learned_layers
 from dynamo_probe.observation.statistics import MAGNITUDE, Statistic
 from dynamo_probe.prefixes import bound, inside, joined, layer_in, wiring_in
 from dynamo_probe.source import NotMeasurable, Source, Where
@@ -118,6 +119,7 @@ class Site:
         self.events: list[Event] = []
         self.fixed = FixedBatches(probe_batch)
         self._wiring: dict[str, Wiring | str] = {}
+        self._learned = learned_layers(model)
 
     # --- what instruments ask for when they attach -------------------------------------------
 
@@ -353,7 +355,7 @@ class Site:
         for source in self.sources:
             if source.where == "training":
                 source.recorder.prepare(self.model, new)
-                source.recorder.ride(self.model, new)
+                source.recorder.ride(self.model, new, self._learned)
         return new
 
     def why_no_layers(self) -> str:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from dynamo_probe.anatomy.layer import Layer, units_of
 from dynamo_probe.anatomy.taps import Tap, install
 from dynamo_probe.functional.gradients import norms
-from dynamo_probe.observation.recorder import Gate, Recorder, Slot
+from dynamo_probe.observation.recorder import Gate, Recorder, Slot, is_frozen
 from dynamo_probe.observation.statistics import UNBOUNDED, Statistic
 
 
@@ -43,11 +43,17 @@ class BackwardRecorder(Recorder):
         if self.rides:
             super().prepare(model, {n: _at_output(model, layer) for n, layer in layers.items()})
 
-    def ride(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
-        """Put gated hooks on the layers, which must have been prepared."""
+    def ride(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        learned: Mapping[str, nn.Module],
+    ) -> None:
+        """Put gated hooks on the layers; as `Recorder.ride`."""
         for name in layers if self.rides else ():
             slot = self.slots[name]
-            self._handles.append(install(model, slot.layer.tap, _RidingBack(self.gate, slot)))
+            riding = _RidingBack(self.gate, slot, learned.get(name))
+            self._handles.append(install(model, slot.layer.tap, riding))
 
     def follow(self, parameters: Mapping[str, nn.Parameter], clock: Callable[[], int]) -> None:
         """Take the norm of each parameter's gradient whenever a backward pass has added to it.
@@ -68,16 +74,20 @@ class BackwardRecorder(Recorder):
 
 
 class _RidingBack:
-    """Adds the gradient at a layer's output when a backward pass of a gated update reaches it."""
+    """Adds the gradient at a layer's output when a backward pass of a gated update reaches it.
 
-    __slots__ = ("gate", "slot")
+    Not while the layer is frozen for another network's loss.
+    """
 
-    def __init__(self, gate: Gate, slot: Slot) -> None:
+    __slots__ = ("gate", "learner", "slot")
+
+    def __init__(self, gate: Gate, slot: Slot, learner: nn.Module | None) -> None:
         self.gate = gate
         self.slot = slot
+        self.learner = learner
 
     def __call__(self, output: Tensor) -> None:
-        if self.gate.on and output.requires_grad:
+        if self.gate.on and output.requires_grad and not is_frozen(self.learner):
             gate, slot = self.gate, self.slot
 
             def commit(gradient: Tensor) -> None:

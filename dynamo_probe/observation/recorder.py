@@ -70,17 +70,36 @@ class Slot:
         self.samples.add_(samples)
 
 
+def learned_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules whose weight requires gradients now, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.requires_grad
+    }
+
+
+def is_frozen(learner: nn.Module | None) -> bool:
+    """Whether a layer that is learned is frozen for now: the loss is another network's."""
+    return learner is not None and not learner.weight.requires_grad
+
+
 class _Riding:
-    """Counts a forward pass of a gated update when a backward pass reaches it."""
+    """Counts a forward pass of a gated update when a backward pass reaches it.
 
-    __slots__ = ("gate", "slot")
+    Unless the layer's weight, which is learned, is frozen in that pass: an actor's loss runs
+    through the critic and is none of the critic's.
+    """
 
-    def __init__(self, gate: Gate, slot: Slot) -> None:
+    __slots__ = ("gate", "learner", "slot")
+
+    def __init__(self, gate: Gate, slot: Slot, learner: nn.Module | None) -> None:
         self.gate = gate
         self.slot = slot
+        self.learner = learner
 
     def __call__(self, read: Tensor) -> None:
-        if self.gate.on and read.requires_grad:
+        if self.gate.on and read.requires_grad and not is_frozen(self.learner):
             gate, slot = self.gate, self.slot
             with torch.no_grad():
                 figures = slot.figures(read)
@@ -145,10 +164,22 @@ class Recorder:
             slot.peaks = peaks[top : top + peaked * n].view(peaked, n)
             at, top = at + summed * n + 1, top + peaked * n
 
-    def ride(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
-        """Put gated hooks on the model for the layers, which must have been prepared."""
+    def ride(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        learned: Mapping[str, nn.Module],
+    ) -> None:
+        """Put gated hooks on the model.
+
+        Args:
+            model: the model.
+            layers: what to read, by name; they must have been prepared.
+            learned: layers that count only while they are not frozen.
+        """
         for name, layer in layers.items():
-            self._handles.append(install(model, layer.tap, _Riding(self.gate, self.slots[name])))
+            riding = _Riding(self.gate, self.slots[name], learned.get(name))
+            self._handles.append(install(model, layer.tap, riding))
 
     def clear(self) -> None:
         """Forget what was accumulated."""
