@@ -23,6 +23,7 @@ from benchmarks.papers import (
     label_shuffle,
     repeated_data,
     repeated_data_tables,
+    value_agents,
 )
 from benchmarks.papers.engines import results
 from benchmarks.papers.tables import Row, table
@@ -62,6 +63,10 @@ COMPARISONS = (
     ),
     Comparison("cartpole-3e-3", cartpole.run, cartpole.MILD, cartpole.ARMS),
     Comparison("cartpole-1e-2", cartpole.run, cartpole.FAST, cartpole.ARMS),
+    *(
+        Comparison(f"value-agents/{name}", value_agents.run, setting, arms, value_agents.table)
+        for name, setting, arms in value_agents.EXPERIMENTS
+    ),
     Comparison("granet/digits", granet.run, granet.DIGITS, granet.ARMS, granet_tables.table),
     Comparison("granet/mnist1d", granet.run, granet.MNIST1D, granet.ARMS, granet_tables.table),
     Comparison(
