@@ -61,8 +61,9 @@ def make_network(
     *,
     kind: Kind = "auto",
     width: float = 1.0,
+    activation: Literal["relu", "tanh"] = "relu",
 ) -> nn.Sequential:
-    """Return a network from observations to `outputs` numbers, all of whose units are ReLU.
+    """Return a network from observations to `outputs` numbers.
 
     Weights are Kaiming-uniform and biases zero. With torch's own initialisation a quarter of the
     units is dormant (tau 0.1) on CartPole before training begins.
@@ -75,6 +76,7 @@ def make_network(
         seed: of the weights.
         kind: what looks at the observations.
         width: factor of the channels of convolutions, and of the usual `hidden`.
+        activation: of the linear layers' units; convolutions are ReLU.
 
     Raises:
         ValueError: when the observations do not suit the kind.
@@ -97,8 +99,12 @@ def make_network(
             modules["flat"] = nn.Flatten()
         inputs = nn.Sequential(modules)(example).flatten(1).shape[1]
         usual = tuple(max(round(units * width), 1) for units in _HIDDEN[kind])
+        shape = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
         for index, units in enumerate(hidden or usual, 1):
-            modules |= {f"fc{index}": nn.Linear(inputs, units), f"relu{index}": nn.ReLU()}
+            modules |= {
+                f"fc{index}": nn.Linear(inputs, units),
+                f"{activation}{index}": shape(),
+            }
             inputs = units
         network = nn.Sequential(modules | {"values": nn.Linear(inputs, outputs)})
     initialise(network.parameters(), torch.Generator().manual_seed(seed))
