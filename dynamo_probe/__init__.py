@@ -45,7 +45,14 @@ from dynamo_probe.sinks.sink import Sink
 from dynamo_probe.sinks.tensorboard import TensorBoard
 from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable
+from dynamo_probe.treatments.continual_backprop import ContinualBackprop
+from dynamo_probe.treatments.l2_init import L2Init
+from dynamo_probe.treatments.layer_reset import LayerReset
+from dynamo_probe.treatments.normalize_and_project import NormalizeAndProject
+from dynamo_probe.treatments.plasticity_injection import Injectable, PlasticityInjection
 from dynamo_probe.treatments.redo import ReDo
+from dynamo_probe.treatments.regrama import ReGraMa
+from dynamo_probe.treatments.shrink_and_perturb import ShrinkAndPerturb
 from dynamo_probe.treatments.sparse import (
     ACDC,
     SET,
@@ -62,10 +69,13 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "ACDC",
+    "SET",
+    "SNFS",
     "AfterReadings",
     "Alert",
     "Alternating",
     "Constant",
+    "ContinualBackprop",
     "ContinualBackpropUtility",
     "Cosine",
     "Cubic",
@@ -80,20 +90,25 @@ __all__ = [
     "GradualMagnitudePruning",
     "History",
     "Induction",
+    "Injectable",
     "Instrument",
+    "L2Init",
+    "LayerReset",
     "LogSpaced",
+    "NormalizeAndProject",
     "NotMeasurable",
+    "PlasticityInjection",
     "Probe",
     "PruningPlasticity",
     "Rank",
     "ReDo",
+    "ReGraMa",
     "Reading",
     "Repetition",
     "RigL",
-    "SET",
-    "SNFS",
     "Saturation",
     "Schedule",
+    "ShrinkAndPerturb",
     "Sink",
     "Site",
     "SparseTraining",

@@ -126,8 +126,10 @@ class Watch:
 
     def _hook(self, clock: Optimizer) -> None:
         site = self._site
+        # Some instruments act, or remember, before anything has been learned.
+        begins = any(type(one).start is not Instrument.start for one in self.instruments)
         for optimizer in site.optimizers:
-            if site.before_steps or site.constraints:
+            if site.before_steps or site.constraints or begins:
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             if site.constraints:  # before the clock: what is read of an update is constrained
                 self._handles.append(self._constraints.hook(optimizer))
@@ -139,7 +141,7 @@ class Watch:
                 tap.put_on(model if compiled is None else compiled, lambda: self._working)
         if self._site.layers:
             self._met.add("")
-            if not site.constraints:
+            if not site.constraints and not begins:
                 return
         self._discovery = Discovery(model, wrapper, self._called)
         if compiled is None and is_compiled(model):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_probe.anatomy.dataflow import record
+from dynamo_probe.anatomy.frozen_copy import in_frozen_copies
 from dynamo_probe.anatomy.layer import Anatomy, Layer
 from dynamo_probe.anatomy.search import Search
 from dynamo_probe.anatomy.taps import Observer, install
@@ -47,6 +48,9 @@ def find_neurons(
     live = flow.live()
     search = Search(copied, live, whole)
     layers, skipped = search.run()
+    for name in in_frozen_copies(model, [*layers, *skipped]):
+        layers.pop(name, None)
+        skipped[name] = "it is a frozen copy of a layer"
     copied = twin(model)
     with untouched_randomness(model):
         wrong = _unfaithful(copied, args, kwargs, layers)

@@ -27,7 +27,7 @@ Moments = Literal["zero", "live-mean", "zero+step", "keep"]
 MOMENTS: tuple[Moments, ...] = ("zero", "live-mean", "zero+step", "keep")
 
 _SECOND_MOMENTS = frozenset({"exp_inf", "square_avg", "acc_delta", "sum"})
-_COPIES = frozenset({"ax", "z"})
+COPIES = frozenset({"ax", "z"})
 
 
 class States:
@@ -97,7 +97,7 @@ def reset(
             if not per_weight(value, parameter):
                 continue
             fresh: Tensor | float = fresh_value(key, group)
-            if key in _COPIES:
+            if key in COPIES:
                 fresh = whole(parameter.detach()).index_select(dim, positions.to(parameter.device))
             elif _second_moment(key) and moments == "live-mean" and len(live):
                 fresh = _mean_over_units(value, dim, live, len(recycled))

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dynamo_probe.anatomy.dataflow import tensors_in
-from dynamo_probe.anatomy.mirror import as_networks, check_mirror
-from dynamo_probe.anatomy.shards import whole
-from dynamo_probe.anatomy.twin import unwrap
-from dynamo_probe.anatomy.wiring import Wiring
 from dynamo_probe.functional.dormancy import check_tau, normalised_scores
-from dynamo_probe.functional.initial import Initial, record_initial
-from dynamo_probe.functional.recycling import Moments, recycle_units
-from dynamo_probe.instrument import Treatment
+from dynamo_probe.functional.moments import Moments
 from dynamo_probe.observation.statistics import MAGNITUDE
 from dynamo_probe.schedule import Every, Schedule
 from dynamo_probe.site import Site
-from dynamo_probe.source import NotMeasurable
+from dynamo_probe.treatments.recycling import Choice, Recycling, check_choice
 
 Score = Literal["dormancy", "random", "inverted"]
 
 
-class ReDo(Treatment):
+class ReDo(Recycling):
     """Recycle dormant neurons (Sokar et al. 2023, algorithm 1).
 
     Every `every` updates, each hidden unit with a score of at most `tau` gets fresh incoming
@@ -81,36 +72,19 @@ class ReDo(Treatment):
         Raises:
             ValueError: when an argument is out of range.
         """
-        if isinstance(every, int):
-            every = Every(every, start=start, end=end)
-        elif start or end is not None:
-            raise ValueError("start and end belong to a period; put them into the schedule")
-        super().__init__(every)
+        super().__init__(
+            period(every, start, end), init=init, moments=moments, mirror=mirror, layers=layers
+        )
         check_tau(tau)
-        for value, allowed, what in (
-            (score, ("dormancy", "random", "inverted"), "score"),
-            (init, ("own", "xavier"), "init"),
-            (moments, ("zero", "live-mean", "zero+step", "keep"), "moments"),
-            (on, ("training", "probe"), "on"),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{what} is {value!r}; give one of {', '.join(allowed)}")
+        check_choice(score, ("dormancy", "random", "inverted"), "score")
+        check_choice(on, ("training", "probe"), "on")
         if updates < 1:
             raise ValueError(f"updates is {updates}; give 1 or more")
         self.tau = float(tau)
         self.score: Score = score
         self.updates = updates
-        self.init = init
-        self.moments: Moments = moments
-        self.mirror = as_networks(mirror)
         self.where: Literal["training", "probe"] = on
-        self.only = None if layers is None else tuple(layers)
-        self.total = 0
         self._firings = 0
-        self._born: dict[str, Tensor] = {}
-        self._recycled: dict[str, Tensor] = {}
-        self._initial: dict[str, Initial] = {}
-        self._refused: dict[str, str] = {}
 
     def attach(self, site: Site) -> None:
         """Record the initial distributions and ask for scores.
@@ -119,140 +93,48 @@ class ReDo(Treatment):
             ValueError: when a mirror is not a network of the same shape, or a layer that was named
                 does not exist.
         """
-        site.check_layers(self.only or ())
-        check_mirror(site.model, self.mirror)
-        if self.init == "own":
-            self._initial = {
-                name: record_initial(whole(p.detach()))
-                for name, p in site.parameters()
-                if p.dim() >= 2
-            }
+        super().attach(site)
         self.source = site.observe(self, (MAGNITUDE,), self.where)
-
-    def begin(self, site: Site) -> None:
-        """Resolve the wiring once, before the training depends on it."""
-        for name, wiring in site.wiring().items():
-            if isinstance(wiring, str):
-                self._refused[name] = wiring
 
     def fire(self, site: Site) -> None:
         """Score the units, recycle those that are due, and report what was changed."""
         sums = self.source.read()
         scores = {n: normalised_scores(one.mean_magnitude()) for n, one in sums.items()}
-        wirings = {n: w for n, w in site.wiring().items() if isinstance(w, Wiring) and n in scores}
-        if self.only is not None:
-            wirings = {name: w for name, w in wirings.items() if name in self.only}
-        if not wirings:
-            reasons = "; ".join(f"{n}: {reason}" for n, reason in self._refused.items())
-            raise NotMeasurable(f"no layer's units can be recycled ({reasons})")
-        dormant = {name: scores[name] <= self.tau for name in wirings}
-        masks = {name: self._chosen(site, name, scores[name], dormant[name]) for name in wirings}
-        self._report_again(site, dormant)
-        count = sum(int(mask.sum()) for mask in masks.values())
-        if count:
-            self._recycle(site, wirings, masks)
+        choice: Choice = "dormant" if self.score == "dormancy" else self.score
+        samples = min(one.samples for one in sums.values())
+        self._recycle_dormant(site, scores, self.tau, choice, samples)
         self._firings += 1
-        self.total += count
-        site.emit(f"{self.name}/recycled", float(count), min(s.samples for s in sums.values()))
-        site.emit(f"{self.name}/recycled_total", float(self.total))
-
-    def _chosen(self, site: Site, name: str, scores: Tensor, dormant: Tensor) -> Tensor:
-        """Return which units of a layer to recycle."""
-        count = int(dormant.sum())
-        if self.score == "dormancy" or count == 0:
-            return dormant
-        usable = scores.isfinite()
-        if self.score == "inverted":
-            order = scores.nan_to_num(nan=-1.0).argsort(descending=True, stable=True)
-        else:
-            generator = site.generator(self.name, "choice", name)
-            order = torch.randperm(len(scores), generator=generator)
-        chosen = torch.zeros_like(dormant)
-        chosen[order[usable[order]][:count]] = True
-        return chosen
-
-    def _recycle(
-        self, site: Site, wirings: Mapping[str, Wiring], masks: Mapping[str, Tensor]
-    ) -> None:
-        ages = {name: site.step - self._birth(name, len(mask)) for name, mask in masks.items()}
-        with _output_change(site) as change:
-            report = recycle_units(
-                wirings,
-                masks,
-                site.optimizers,
-                initials=self.init if self.init == "xavier" else self._initial,
-                generator_for=lambda layer: site.generator(self.name, "weights", layer),
-                moments=self.moments,
-                mirror=[unwrap(network) for network in self.mirror],
-            )
-        if "largest" in change:
-            site.emit(f"{self.name}/output_change", change["largest"])
-        for name, units in report.units.items():
-            if not units:
-                continue
-            site.note(
-                "recycled",
-                name,
-                units=list(units),
-                ages=ages[name][masks[name]].tolist(),
-                output_change=change.get("largest", "not measured: no probe batch was given"),
-            )
-            self._born[name][masks[name]] = site.step
-            self._recycled.setdefault(name, torch.zeros_like(masks[name])).logical_or_(masks[name])
-
-    def _birth(self, name: str, units: int) -> Tensor:
-        """Return the update at which each unit was last recycled; 0 is the beginning."""
-        return self._born.setdefault(name, torch.zeros(units, dtype=torch.int64))
-
-    def _report_again(self, site: Site, dormant: Mapping[str, Tensor]) -> None:
-        earlier = {name: mask for name, mask in self._recycled.items() if name in dormant}
-        recycled = sum(int(mask.sum()) for mask in earlier.values())
-        if recycled:
-            again = sum(int((dormant[name] & mask).sum()) for name, mask in earlier.items())
-            site.emit(f"{self.name}/dormant_again", again / recycled)
 
     def state_dict(self) -> dict[str, Any]:
         """Return ages, counts and the recorded initial distributions."""
-        return {
-            "total": self.total,
-            "firings": self._firings,
-            "enabled": self.enabled,
-            "born": dict(self._born),
-            "recycled": dict(self._recycled),
-            "initial": {n: (i.family, i.scale) for n, i in self._initial.items()},
-        }
+        return {**super().state_dict(), "firings": self._firings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self.total, self._firings = int(state["total"]), int(state["firings"])
-        self.enabled = bool(state["enabled"])
-        self._born = {name: ages.clone() for name, ages in state["born"].items()}
-        self._recycled = {name: mask.clone() for name, mask in state["recycled"].items()}
-        self._initial = {name: Initial(*saved) for name, saved in state["initial"].items()}
+        super().load_state_dict(state)
+        self._firings = int(state["firings"])
 
     def report(self) -> list[str]:
         """Say what was recycled, and what cannot be."""
-        lines = [f"recycled {self.total} units in {self._firings} firings (tau={self.tau:g})"]
-        if self._firings and not self.total:
-            lines.append("it has fired and never found a unit to recycle: tau may be too low")
-        return lines
+        return threshold_report(self.total, self._firings, self.tau)
 
 
-@contextmanager
-def _output_change(site: Site) -> Iterator[dict[str, float]]:
-    """Measure the largest change of an output on the given probe batch, if there is one."""
-    change: dict[str, float] = {}
-    if site.fixed.given is None:
-        yield change
-        return
-    batch = site.batches()[""]
+def period(every: int | Schedule, start: int, end: int | None) -> Schedule:
+    """Return the schedule of a period between two updates, or the given one.
 
-    def outputs() -> list[Tensor]:
-        with site.apart() as model:
-            return [t.detach().double() for t in tensors_in(batch.run(model))]
+    Raises:
+        ValueError: when a schedule comes with a start or end.
+    """
+    if isinstance(every, int):
+        return Every(every, start=start, end=end)
+    if start or end is not None:
+        raise ValueError("start and end belong to a period; put them into the schedule")
+    return every
 
-    before = outputs()
-    yield change
-    after = outputs()
-    differences = [(a - b).abs().max().item() for a, b in zip(after, before, strict=True) if len(a)]
-    change["largest"] = max(differences, default=0.0)
+
+def threshold_report(total: int, firings: int, tau: float) -> list[str]:
+    """Say what was recycled by a threshold."""
+    lines = [f"recycled {total} units in {firings} firings (tau={tau:g})"]
+    if firings and not total:
+        lines.append("it has fired and never found a unit to recycle: tau may be too low")
+    return lines

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamo_probe as dp
-from dynamo_probe.treatments import redo as redo_module
+from dynamo_probe.treatments import recycling
 from tests.models import ConvNet, mlp, plant_dead
 from tests.training import everything, identical, seeded, train
 
@@ -224,7 +224,7 @@ def test_a_failure_in_the_middle_leaves_model_and_optimizer_as_they_were(monkeyp
         raise RuntimeError("a bug in recycling")
 
     before = everything([net], [optimizer])
-    monkeypatch.setattr(redo_module, "recycle_units", broken)
+    monkeypatch.setattr(recycling, "recycle_units", broken)
     torch_state = torch.get_rng_state()
     with pytest.warns(dp.DynamoProbeWarning, match="a bug in recycling"):
         with dp.watch(net, optimizer, dp.ReDo(tau=0.0, every=1)) as watch:
