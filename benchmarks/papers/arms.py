@@ -1,7 +1,8 @@
-"""The arms of a comparison: nothing, ReDo with each treatment of Adam's moments, a control."""
+"""The arms of a comparison: nothing, ReDo, what else there is, and controls."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dynamo_probe as dp
@@ -11,6 +12,37 @@ MOMENTS = ("zero", "live-mean", "zero+step", "keep")
 REDO_ARMS = tuple(f"redo {moments}" for moments in MOMENTS)
 DEFAULT_REDO = f"redo {dp.ReDo().moments}"
 TREATED_ARMS = ("base", *REDO_ARMS, "step reset")
+
+# Each treatment with a few settings; `every` of an arm is once a task.
+OTHERS: Mapping[str, Callable[[int], Instrument]] = {
+    **{
+        f"continual backprop {rate:g}": lambda every, rate=rate: dp.ContinualBackprop(rate)
+        for rate in (1e-4, 1e-3, 1e-2)
+    },
+    **{
+        f"regrama {tau:g}": lambda every, tau=tau: dp.ReGraMa(tau, every, updates=8)
+        for tau in (0.01, 0.025, 0.1)
+    },
+    **{
+        f"shrink and perturb {shrink:g}": lambda every, shrink=shrink: dp.ShrinkAndPerturb(
+            shrink, every=every
+        )
+        for shrink in (0.5, 0.8, 0.95)
+    },
+    **{
+        f"layer reset {layers}": lambda every, layers=layers: dp.LayerReset(layers, every)
+        for layers in (1, 2, 4)
+    },
+    **{
+        f"l2 init {strength:g}": lambda every, strength=strength: dp.L2Init(strength)
+        for strength in (1e-4, 1e-3, 1e-2)
+    },
+    "layer norm, project": lambda every: dp.NormalizeAndProject(),
+    # In the middle of the run.
+    "injection": lambda every: dp.PlasticityInjection(10 * every),
+    "injection, early": lambda every: dp.PlasticityInjection(every),
+}
+OTHER_ARMS = tuple(OTHERS)
 
 
 class StepReset(dp.Treatment):
@@ -32,7 +64,8 @@ def treatments(arm: str, *, tau: float, every: int, updates: int, **redo: Any) -
     """Return the treatments of an arm.
 
     Args:
-        arm: one of `TREATED_ARMS`; any other name is an arm without a treatment.
+        arm: one of `TREATED_ARMS` or `OTHER_ARMS`, or `redo random` and `redo inverted`, which
+            recycle as many units by another score; any other name is an arm without a treatment.
         tau: ReDo recycles units with a score of at most this.
         every: updates between two recyclings, or between two resets.
         updates: how many updates' batches ReDo scores the units on.
@@ -40,6 +73,11 @@ def treatments(arm: str, *, tau: float, every: int, updates: int, **redo: Any) -
     """
     if arm == "step reset":
         return [StepReset(every)]
+    if arm in OTHERS:
+        return [OTHERS[arm](every)]
+    if arm in ("redo random", "redo inverted"):
+        score: Any = arm.removeprefix("redo ")
+        return [dp.ReDo(tau, every, score=score, updates=updates, **redo)]
     if arm in REDO_ARMS:
         moments: Any = arm.removeprefix("redo ")
         return [dp.ReDo(tau, every, updates=updates, moments=moments, **redo)]

@@ -25,6 +25,7 @@ from benchmarks.papers import (
     repeated_data_tables,
     value_agents,
 )
+from benchmarks.papers.arms import OTHER_ARMS
 from benchmarks.papers.engines import results
 from benchmarks.papers.tables import Row, table
 
@@ -50,6 +51,12 @@ class Comparison:
 
 COMPARISONS = (
     Comparison("digits", digits.run, digits.SETTING, continual.ARMS),
+    Comparison(
+        "treatments",
+        digits.run,
+        digits.SETTING,
+        ("base", "redo live-mean", "redo zero", *continual.CONTROLS, *OTHER_ARMS, "layer norm"),
+    ),
     Comparison("label-shuffle", label_shuffle.run, label_shuffle.SETTING, continual.ARMS),
     Comparison(
         "label-shuffle-3e-3",

@@ -13,10 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 import dynamo_probe as dp
 from agents.runs import processor_settings
-from benchmarks.papers.arms import TREATED_ARMS, treatments
+from benchmarks.papers.arms import OTHER_ARMS, TREATED_ARMS, treatments
 from dynamo_probe.functional import dormancy_scores, dormant_fraction
 
 ARMS = (*TREATED_ARMS, "layer norm", "stationary")
+CONTROLS = ("redo random", "redo inverted")
+EVERY_ARM = (*ARMS, *CONTROLS, *OTHER_ARMS)
 TAUS = (0.0, 0.025, 0.1)
 
 
@@ -92,8 +94,8 @@ def run(
         writer: where to log, if anywhere.
         report: called after each task with its number from 1, online accuracy, dormant fraction.
     """
-    if arm not in ARMS:
-        raise ValueError(f"the arm is {arm!r}; give one of {', '.join(ARMS)}")
+    if arm not in EVERY_ARM:
+        raise ValueError(f"the arm is {arm!r}; give one of {', '.join(EVERY_ARM)}")
     if arm == "stationary":
         labels = [labels[0]] * len(labels)
     started = time.process_time()
@@ -130,9 +132,8 @@ def run(
                 if writer is not None:
                     writer.add_scalar("charts/online_accuracy", online[-1], watch.step)
                 report(task, online[-1], dormant[0.025][-1])
-            recycled = 0
-            if "redo/recycled_total" in watch.history:
-                recycled = int(watch.history.latest("redo/recycled_total"))
+            totals = [tag for tag in watch.history.tags() if tag.endswith("/recycled_total")]
+            recycled = sum(int(watch.history.latest(tag)) for tag in totals)
     return Run(
         arm=arm,
         seed=seed,
@@ -145,20 +146,23 @@ def run(
 
 
 def make_network(setting: Setting, arm: str, seed: int) -> nn.Sequential:
-    """Return an MLP with ReLU, and with layer norm before each ReLU in that arm."""
+    """Return an MLP with ReLU; some arms have a layer norm before each, or an injectable head."""
     modules: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for inward, outward in zip(setting.widths[:-1], setting.widths[1:], strict=True):
             modules += [nn.Linear(inward, outward)]
-            if arm == "layer norm":
+            if arm.startswith("layer norm"):
                 modules += [nn.LayerNorm(outward)]
             modules += [nn.ReLU()]
-        network = nn.Sequential(*(modules[:-2] if arm == "layer norm" else modules[:-1]))
+        network = nn.Sequential(*(modules[:-2] if arm.startswith("layer norm") else modules[:-1]))
         for module in network:
             if setting.kaiming and isinstance(module, nn.Linear):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
+    if arm.startswith("injection"):
+        # The last hidden layer belongs to the head, as in the paper's setting on Atari.
+        network = nn.Sequential(*network[:-3], dp.Injectable(network[-3:]))
     return network
 
 
