@@ -76,6 +76,20 @@ def unit_dim(module: nn.Module) -> int:
     return 1
 
 
+def own_unit_dim(module: nn.Module) -> int:
+    """Return the dimension of any layer's weight that counts its units.
+
+    Raises:
+        NoSlice: when the weight has none, or is not a parameter of its own.
+    """
+    if not isinstance(module, WEIGHTED):
+        return 1  # the transposed linear layer of GPT-2 in transformers
+    unlike = unlike_its_kind(module)
+    if unlike is not None:
+        raise NoSlice(unlike)
+    return unit_dim(module)
+
+
 def reading_entries(module: nn.Module, channels: Tensor) -> tuple[int, Tensor]:
     """Return which entries of a weighted layer's weight read its input channels.
 

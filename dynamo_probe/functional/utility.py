@@ -8,7 +8,7 @@ sizes cannot be compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.wiring import Entries, Wiring, wire
 from dynamo_probe.functional.dormancy import find_hidden
 from dynamo_probe.observation.batch import Batch
+from dynamo_probe.observation.parameters import to_host
 from dynamo_probe.observation.recorder import measure
 from dynamo_probe.observation.statistics import MAGNITUDE
 
@@ -74,6 +75,30 @@ def outgoing_magnitude(wiring: Wiring, reduce: Reduce = "sum") -> Tensor:
     """
     lines = [line_magnitudes(entries).cpu() for entries in wiring.outgoing]
     return from_lines(wiring.outgoing, lines, reduce)
+
+
+def outgoing_magnitudes(wirings: Mapping[str, Wiring], reduce: Reduce = "sum") -> dict[str, Tensor]:
+    """Return `outgoing_magnitude` of several layers, brought to the CPU in one copy.
+
+    Args:
+        wirings: of the layers, by name.
+        reduce: as there.
+    """
+    lines = to_host(
+        {
+            (name, place): line_magnitudes(entries)
+            for name, wiring in wirings.items()
+            for place, entries in enumerate(wiring.outgoing)
+        }
+    )
+    return {
+        name: from_lines(
+            wiring.outgoing,
+            [lines[name, place] for place in range(len(wiring.outgoing))],
+            reduce,
+        )
+        for name, wiring in wirings.items()
+    }
 
 
 def line_magnitudes(entries: Entries) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer, Rprop
 
 from dynamo_probe.anatomy import kinds
@@ -157,7 +157,7 @@ class Gradients(Probe):
         for name in site.layers:
             module = site.model.get_submodule(name)
             try:
-                dim = _unit_dim(module)
+                dim = kinds.own_unit_dim(module)
             except kinds.NoSlice as reason:
                 self._skip(site, f"grama_weight of {name}", f"the layer {reason}")
                 continue
@@ -253,17 +253,3 @@ class Gradients(Probe):
         self._seen = {name: _Measured(*figures) for name, figures in state["seen"].items()}
         self._rows = dict(state["rows"])
         self._told = set(state["told"])
-
-
-def _unit_dim(module: nn.Module) -> int:
-    """Return the dimension of a layer's weight that counts its units.
-
-    Raises:
-        NoSlice: when the weight has none, or is not a parameter of its own.
-    """
-    if not isinstance(module, kinds.WEIGHTED):
-        return 1  # the transposed linear layer of GPT-2 in transformers
-    unlike = kinds.unlike_its_kind(module)
-    if unlike is not None:
-        raise kinds.NoSlice(unlike)
-    return kinds.unit_dim(module)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dynamo_probe.anatomy.wiring import Wiring
 from dynamo_probe.functional.dormancy import normalised_scores
-from dynamo_probe.functional.utility import Reduce, from_lines, line_magnitudes
+from dynamo_probe.functional.utility import Reduce, outgoing_magnitudes
 from dynamo_probe.instrument import Probe
-from dynamo_probe.observation.parameters import to_host
+from dynamo_probe.observation.running_utility import RunningUtility
 from dynamo_probe.observation.statistics import MAGNITUDE
 from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
@@ -75,9 +72,7 @@ class ContinualBackpropUtility(Probe):
         self.outgoing: Reduce = outgoing
         self.below = float(below)
         self.updates = updates
-        self._average: dict[str, Tensor] = {}
-        self._forgotten: dict[str, Tensor] = {}
-        self._last: dict[str, int] = {}
+        self._running = RunningUtility(self.decay)
         self._told: set[str] = set()
 
     def attach(self, site: Site) -> None:
@@ -97,9 +92,11 @@ class ContinualBackpropUtility(Probe):
         wirings = {n: w for n, w in site.wiring().items() if isinstance(w, Wiring) and n in sums}
         if not wirings:
             raise NotMeasurable("no layer that was seen has outgoing weights of its own")
-        weights = self._outgoing(wirings)
+        weights = outgoing_magnitudes(wirings, self.outgoing)
         utilities = {
-            name: self._observe(name, sums[name].mean_magnitude() * weights[name], site.step)
+            name: self._running.observe(
+                name, sums[name].mean_magnitude() * weights[name], site.step
+            )
             for name in wirings
         }
         samples = {name: sums[name].samples for name in utilities}
@@ -111,35 +108,6 @@ class ContinualBackpropUtility(Probe):
             self._report(site, f"{self.name}/layer/{name}", values, samples[name])
             site.emit(f"{self.name}/values/{name}", utilities[name].numpy(), samples[name])
 
-    def _outgoing(self, wirings: Mapping[str, Wiring]) -> dict[str, Tensor]:
-        lines = to_host(
-            {
-                (name, place): line_magnitudes(entries)
-                for name, wiring in wirings.items()
-                for place, entries in enumerate(wiring.outgoing)
-            }
-        )
-        return {
-            name: from_lines(
-                wiring.outgoing,
-                [lines[name, place] for place in range(len(wiring.outgoing))],
-                self.outgoing,
-            )
-            for name, wiring in wirings.items()
-        }
-
-    def _observe(self, name: str, now: Tensor, step: int) -> Tensor:
-        """Add to the average of a layer; return it, corrected for its beginning at 0."""
-        kept = self.decay ** (step - self._last.get(name, 0))
-        average = self._average.setdefault(name, torch.zeros_like(now))
-        forgotten = self._forgotten.setdefault(name, torch.ones_like(now))
-        # A unit that is not finite now is passed over: its average would never recover.
-        usable = now.isfinite()
-        self._average[name] = torch.where(usable, kept * average + (1 - kept) * now, average)
-        self._forgotten[name] = torch.where(usable, kept * forgotten, forgotten)
-        self._last[name] = step
-        return self._average[name] / (1 - self._forgotten[name])
-
     def _report(self, site: Site, prefix: str, relative: np.ndarray, samples: int) -> None:
         finite = relative[np.isfinite(relative)]
         if len(finite):
@@ -149,16 +117,9 @@ class ContinualBackpropUtility(Probe):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages."""
-        return {
-            "average": dict(self._average),
-            "forgotten": dict(self._forgotten),
-            "last": dict(self._last),
-            "told": sorted(self._told),
-        }
+        return {**self._running.state_dict(), "told": sorted(self._told)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self._average = {name: values.clone() for name, values in state["average"].items()}
-        self._forgotten = {name: values.clone() for name, values in state["forgotten"].items()}
-        self._last = dict(state["last"])
+        self._running.load_state_dict(state)
         self._told = set(state["told"])
