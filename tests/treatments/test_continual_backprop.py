@@ -1,4 +1,4 @@
-"""Continual backpropagation against a naive loop of algorithm 1, and ReGraMa against its score."""
+"""Continual backpropagation against a naive loop of algorithm 1."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import dynamo_probe as dp
+from dynamo_probe.observation.running_utility import RunningUtility
 from dynamo_probe.treatments.continual_backprop import ContinualBackprop
-from dynamo_probe.treatments.regrama import ReGraMa
 from tests.models import ConvNet, mlp, plant_dead
 from tests.training import seeded, train
 
@@ -29,13 +29,24 @@ def replaced(watch: dp.Watch) -> dict[int, dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize(
-    ("rate", "maturity", "decay"), [(0.01, 10, 0.9), (0.05, 3, 0.99), (0.3, 0, 0.0)]
+    ("rate", "maturity", "decay", "every", "bias_correction"),
+    [
+        (0.01, 10, 0.9, 1, True),
+        (0.05, 3, 0.99, 1, True),
+        (0.05, 3, 0.99, 1, False),
+        (0.3, 0, 0.0, 1, True),
+        (0.02, 7, 0.95, 4, True),
+    ],
 )
-def test_the_same_units_go_at_the_same_updates_as_in_a_naive_loop(rate, maturity, decay) -> None:
+def test_the_same_units_go_at_the_same_updates_as_in_a_naive_loop(
+    rate, maturity, decay, every, bias_correction
+) -> None:
     seeded()
     net = mlp(4, 12, 7, 2).double()
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    treatment = ContinualBackprop(rate, maturity=maturity, decay=decay)
+    treatment = ContinualBackprop(
+        rate, maturity=maturity, decay=decay, every=every, bias_correction=bias_correction
+    )
     layers = {"0": (0, 2, 12), "2": (2, 4, 7)}
     utility = {name: [0.0] * units for name, (_, _, units) in layers.items()}
     age = {name: [0] * units for name, (_, _, units) in layers.items()}
@@ -59,15 +70,21 @@ def test_the_same_units_go_at_the_same_updates_as_in_a_naive_loop(rate, maturity
                 parameter.grad = gradient
             steps.step()
             optimizer.step()
+            if step % every:
+                continue
+            kept = decay**every
             for name, (_, reader, units) in layers.items():
                 outgoing = twin[reader].weight.detach().abs().sum(0)
                 for unit in range(units):
                     now = hidden[name][:, unit].abs().mean().item() * outgoing[unit].item()
-                    utility[name][unit] = decay * utility[name][unit] + (1 - decay) * now
-                    age[name][unit] += 1
+                    utility[name][unit] = kept * utility[name][unit] + (1 - kept) * now
+                    age[name][unit] += every
                 mature = [unit for unit in range(units) if age[name][unit] > maturity]
-                owed[name] += len(mature) * rate
-                corrected = {u: utility[name][u] / (1 - decay ** age[name][u]) for u in mature}
+                owed[name] += len(mature) * rate * every
+                corrected = {
+                    u: utility[name][u] / (1 - decay ** age[name][u] if bias_correction else 1)
+                    for u in mature
+                }
                 chosen = sorted(mature, key=lambda u: corrected[u])[: int(owed[name])]
                 owed[name] -= len(chosen)
                 for unit in chosen:
@@ -139,31 +156,137 @@ def test_feature_maps_are_replaced_whole_with_the_entries_of_their_norm() -> Non
     assert net.norm.weight[last].tolist() == [1.0] * len(last)
 
 
-def test_regrama_recycles_the_units_whose_gradient_is_small_beside_their_layers() -> None:
+def test_target_networks_get_the_replaced_units_and_nothing_else() -> None:
     seeded()
-    net = mlp(4, 12, 2)
-    with torch.no_grad():
-        net[0].bias.fill_(3.0)  # every unit is active ...
-        net[2].weight[:, [2, 9]] = 0.0  # ... and nothing comes back to two of them
-    optimizer = torch.optim.SGD(net.parameters(), 0.0)
-    x = torch.randn(16, 4)
-    z = net[0](x).detach().requires_grad_(True)
-    (net[2](z.relu()) - x[:, :2].sin()).square().mean().backward()
-    means = z.grad.double().abs().mean(0)
-    expected = (means / means.mean() <= 0.5).nonzero().flatten().tolist()
-    assert {2, 9} <= set(expected) and len(expected) < 12
-    treatment, redo = ReGraMa(0.5, every=1), dp.ReDo(0.0, every=1)
-    fixed = lambda m: (m(x) - x[:, :2].sin()).square().mean()  # noqa: E731
-    with dp.watch(net, optimizer, [treatment, redo], on_error="raise") as watch:
-        train(net, optimizer, fixed, 1)
-    assert replaced(watch)[1] == {"0": expected}
-    assert watch.history.latest("regrama/recycled") == len(expected)
-    # ReDo's score, of activations, sees none of them.
-    assert watch.history.latest("redo/recycled") == 0
+    net = mlp(4, 12, 7, 2)
+    target = copy.deepcopy(net)
+    before = copy.deepcopy(target)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    treatment = ContinualBackprop(0.1, maturity=2, mirror=target)
+    with dp.watch(net, optimizer, treatment, on_error="raise") as watch:
+        train(net, optimizer, loss, 3)  # the first update at which units are mature
+    units = replaced(watch)[3]
+    assert set(units) == {"0"} and len(units["0"]) == 1
+    (unit,) = units["0"]
+    others = [u for u in range(12) if u != unit]
+    assert torch.equal(target[0].weight[unit], net[0].weight[unit])
+    assert not target[2].weight[:, unit].any() and target[0].bias[unit] == 0
+    assert torch.equal(target[0].weight[others], before[0].weight[others])
+    assert torch.equal(target[2].weight[:, others], before[2].weight[:, others])
+    for name in ("2.bias", "4.weight", "4.bias"):
+        assert torch.equal(target.get_parameter(name), before.get_parameter(name))
 
 
-def test_regrama_says_at_once_where_it_cannot_see_gradients() -> None:
-    net = mlp(4, 12, 2)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_momentum_of_replaced_units_is_forgotten_and_that_of_others_kept(nesterov) -> None:
+    buffers = []
+    for rate in (0.0, 0.1):
+        seeded()
+        net = mlp(4, 10, 2)
+        optimizer = torch.optim.SGD(net.parameters(), 1e-2, momentum=0.9, nesterov=nesterov)
+        treatment = ContinualBackprop(rate, maturity=2)
+        with dp.watch(net, optimizer, treatment, on_error="raise") as watch:
+            train(net, optimizer, loss, 3)
+        buffers.append(optimizer.state[net[0].weight]["momentum_buffer"])
+    (unit,) = replaced(watch)[3]["0"]
+    assert not buffers[1][unit].any() and buffers[0][unit].all()
+    others = [u for u in range(10) if u != unit]
+    assert torch.equal(buffers[1][others], buffers[0][others])
+
+
+def test_connections_that_are_pruned_stay_pruned() -> None:
+    seeded()
+    net = mlp(4, 12, 10, 2)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    sparse = dp.StaticSparse(0.3, include=["0", "2"])
+    with dp.watch(net, optimizer, [sparse, ContinualBackprop(0.1, maturity=2)]) as watch:
+        train(net, optimizer, loss, 1)
+        masks = {name: net.get_parameter(name) != 0 for name in ("0.weight", "2.weight")}
+        train(net, optimizer, loss, 15)
+    assert len(replaced(watch)) > 5
+    for name, mask in masks.items():
+        assert 0.2 < mask.float().mean() < 0.6
+        assert not net.get_parameter(name)[~mask].any()
+
+
+def test_nothing_falls_due_while_it_is_off() -> None:
+    seeded()
+    net = mlp(4, 10, 2)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    treatment = ContinualBackprop(0.05, maturity=0)
+    with dp.watch(net, optimizer, treatment, on_error="raise") as watch:
+        train(net, optimizer, loss, 1)
+        treatment.enabled = False
+        train(net, optimizer, loss, 30)
+        treatment.enabled = True
+        train(net, optimizer, loss, 1)
+        # Half a unit from before and half a unit from now, the least useful of the ten.
+        assert {step: len(one["0"]) for step, one in replaced(watch).items()} == {32: 1}
+        assert watch.events[-1].detail["ages"] == [32]
+
+
+def test_a_resumed_run_replaces_the_same_units_later(tmp_path) -> None:
+    def begin(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, dp.Watch]:
+        seeded(seed)
+        net = mlp(4, 12, 7, 2)
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+        treatment = ContinualBackprop(0.03, maturity=5, every=2)
+        return net, optimizer, dp.watch(net, optimizer, treatment, on_error="raise")
+
+    net, optimizer, watch = begin(0)
+    train(net, optimizer, loss, 17)  # in the middle of a period, with fractions saved up
+    torch.save(
+        [net.state_dict(), optimizer.state_dict(), watch.state_dict(), torch.get_rng_state()],
+        tmp_path / "checkpoint",
+    )
+    train(net, optimizer, loss, 20)
+    again, steps, resumed = begin(1)
+    saved = torch.load(tmp_path / "checkpoint", weights_only=True)
+    for part, state in zip((again, steps, resumed), saved, strict=False):
+        part.load_state_dict(state)
+    torch.set_rng_state(saved[3])
+    train(again, steps, loss, 20)
+    assert max(replaced(watch)) > 30
+    assert [str(e) for e in resumed.events] == [str(e) for e in watch.events]
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
+def test_a_unit_that_is_not_finite_for_once_is_passed_over() -> None:
+    running = RunningUtility(0.5)
+    now = torch.tensor([4.0, 4.0, 4.0], dtype=torch.float64)
+    assert running.observe("a", now, 1).tolist() == [4, 4, 4]
+    now[1] = float("nan")
+    assert running.observe("a", now, 2).tolist() == [4, 4, 4]
+    running.restart("a", torch.tensor([True, False, False]))
+    later = running.observe("a", torch.tensor([8.0, 8.0, float("inf")], dtype=torch.float64), 4)
+    # 1/4 of what was there stays over two updates; the fresh unit's average is all its own.
+    assert later.tolist() == pytest.approx([8, (1 * 0.5 + 0.75 * 8) / (1 - 1 / 8), 4])
+    assert later.tolist()[1] == pytest.approx((2 * 0.25 + 0.75 * 8) / (1 - 0.5 * 0.25))
+
+
+def test_the_doctor_tells_that_no_unit_was_due_yet() -> None:
+    net = mlp(4, 10, 2)
     optimizer = torch.optim.Adam(net.parameters())
-    with pytest.raises(ValueError, match="there is no layer 'nope'"):
-        dp.watch(net, optimizer, ReGraMa(layers=["nope"]))
+    with dp.watch(net, optimizer, ContinualBackprop(1e-3, maturity=0)) as watch:
+        train(net, optimizer, loss, 5)
+        assert "no unit was due yet: the most that a layer has saved up is 0.05" in str(
+            watch.doctor()
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"replacement_rate": -0.1}, "give 0 to 1"),
+        ({"maturity": -1}, "give 0 or more"),
+        ({"decay": 1.0}, "below 1"),
+        ({"outgoing": "max"}, "outgoing is 'max'; give one of sum, mean"),
+        ({"init": "he"}, "init is 'he'"),
+        ({"moments": "all"}, "moments is 'all'"),
+        ({"read_every": 0}, "give 1 or more"),
+        ({"every": 0}, "every|period"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        ContinualBackprop(**arguments)
