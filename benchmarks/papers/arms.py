@@ -16,18 +16,37 @@ TREATED_ARMS = ("base", *REDO_ARMS, "step reset")
 # Each treatment with a few settings; `every` of an arm is once a task.
 OTHERS: Mapping[str, Callable[[int], Instrument]] = {
     **{
+        f"redo {moments} {tau:g}": lambda every, tau=tau, moments=moments: dp.ReDo(
+            tau, every, updates=8, moments=moments
+        )
+        for moments in ("live-mean", "zero")
+        for tau in (0.0, 0.1)
+    },
+    **{
         f"continual backprop {rate:g}": lambda every, rate=rate: dp.ContinualBackprop(rate)
         for rate in (1e-4, 1e-3, 1e-2)
+    },
+    **{
+        f"continual backprop zero {rate:g}": lambda every, rate=rate: dp.ContinualBackprop(
+            rate, moments="zero"
+        )
+        for rate in (1e-3, 1e-2)
     },
     **{
         f"regrama {tau:g}": lambda every, tau=tau: dp.ReGraMa(tau, every, updates=8)
         for tau in (0.01, 0.025, 0.1)
     },
     **{
+        f"regrama zero {tau:g}": lambda every, tau=tau: dp.ReGraMa(
+            tau, every, updates=8, moments="zero"
+        )
+        for tau in (0.01, 0.1)
+    },
+    **{
         f"shrink and perturb {shrink:g}": lambda every, shrink=shrink: dp.ShrinkAndPerturb(
             shrink, every=every
         )
-        for shrink in (0.5, 0.8, 0.95)
+        for shrink in (0.2, 0.5, 0.8, 0.95)
     },
     **{
         f"layer reset {layers}": lambda every, layers=layers: dp.LayerReset(layers, every)

@@ -23,9 +23,9 @@ from benchmarks.papers import (
     label_shuffle,
     repeated_data,
     repeated_data_tables,
+    treatment_tables,
     value_agents,
 )
-from benchmarks.papers.arms import OTHER_ARMS
 from benchmarks.papers.engines import results
 from benchmarks.papers.tables import Row, table
 
@@ -55,7 +55,8 @@ COMPARISONS = (
         "treatments",
         digits.run,
         digits.SETTING,
-        ("base", "redo live-mean", "redo zero", *continual.CONTROLS, *OTHER_ARMS, "layer norm"),
+        treatment_tables.ARMS,
+        treatment_tables.table,
     ),
     Comparison("label-shuffle", label_shuffle.run, label_shuffle.SETTING, continual.ARMS),
     Comparison(
