@@ -45,6 +45,7 @@ from dynamo_probe.sinks.sink import Sink
 from dynamo_probe.sinks.tensorboard import TensorBoard
 from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable
+from dynamo_probe.sweeps.sweep import SweepFailed, SweepResult, sweep
 from dynamo_probe.treatments.continual_backprop import ContinualBackprop
 from dynamo_probe.treatments.l2_init import L2Init
 from dynamo_probe.treatments.layer_reset import LayerReset
@@ -113,6 +114,8 @@ __all__ = [
     "Site",
     "SparseTraining",
     "StaticSparse",
+    "SweepFailed",
+    "SweepResult",
     "TensorBoard",
     "Topology",
     "Trainability",
@@ -121,6 +124,7 @@ __all__ = [
     "Watch",
     "alerts",
     "export",
+    "sweep",
     "watch",
     "watched",
 ]

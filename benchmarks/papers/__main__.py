@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmarks.papers.comparisons import COMPARISONS, Comparison, key, rows
-from benchmarks.papers.engines import ENGINES
 from benchmarks.papers.tables import Row
+from dynamo_probe.sweeps.engines import ENGINES
+from dynamo_probe.sweeps.records import appending, read_rows, write_row
 
 
 def main() -> None:
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/papers.jsonl"), help="a row a run")
     parser.add_argument("--resume", action="store_true", help="skip the runs that the file has")
+    parser.add_argument("--table", action="store_true", help="only print what the file has")
     parser.add_argument("--engine", choices=ENGINES, default="process", help="what runs them")
     options = parser.parse_args()
     wanted = options.name or ["*"]
@@ -43,24 +46,36 @@ def main() -> None:
         ]
         chosen = [one for one in chosen if one.arms]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    done = finished(options.out, chosen, seeds) if options.resume else []
-    total = sum(len(comparison.arms) for comparison in chosen) * len(seeds)
-    with options.out.open("a", encoding="utf-8") as file:
-        for row in rows(chosen, seeds, options.workers, engine=options.engine, done=done):
-            done.append(json.loads(json.dumps(row)))
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(f"{len(done)}/{total} {row['name']}, {row['arm']}, seed {row['seed']}")
+    with appending(options.out) as file:
+        done = finished(options.out, chosen, seeds) if options.resume or options.table else []
+        failed: list[Row] = []
+        total = sum(len(comparison.arms) for comparison in chosen) * len(seeds)
+        runs = rows(chosen, seeds, options.workers, engine=options.engine, done=done)
+        for row in () if options.table else runs:
+            write_row(file, row)
+            (failed if "error" in row else done).append(json.loads(json.dumps(row)))
+            state = "FAILED " if "error" in row else ""
+            count = len(done) + len(failed)
+            print(f"{count}/{total} {state}{row['name']}, {row['arm']}, seed {row['seed']}")
     for comparison in chosen:
-        print(f"\n### {comparison.name}\n")
         mine = [row for row in done if row["name"] == comparison.name]
-        print(comparison.table(mine, comparison.arms))
+        if mine:
+            print(f"\n### {comparison.name}\n")
+            print(comparison.table(mine, [a for a in comparison.arms if made(mine, a)]))
+    for row in failed:
+        print(f"\n{row['name']}, {row['arm']}, seed {row['seed']} failed:\n{row['error']}")
+    if failed:
+        sys.exit(f"{len(failed)} of {total} runs failed; --resume makes them again")
+
+
+def made(rows: Sequence[Row], arm: str) -> bool:
+    """Whether there is a run of an arm."""
+    return any(row["arm"] == arm for row in rows)
 
 
 def finished(path: Path, chosen: Sequence[Comparison], seeds: Sequence[int]) -> list[Row]:
     """Return a row for each of the wanted runs that a file has."""
-    rows = {key(row): row for row in whole_rows(path)}
+    rows = {key(row): row for row in read_rows(path) if "error" not in row}
     wanted = [
         key({"name": one.name, "setting": asdict(one.setting), "arm": arm, "seed": seed})
         for one in chosen
@@ -68,17 +83,6 @@ def finished(path: Path, chosen: Sequence[Comparison], seeds: Sequence[int]) -> 
         for seed in seeds
     ]
     return [rows[run] for run in wanted if run in rows]
-
-
-def whole_rows(path: Path) -> list[Row]:
-    """Return the rows of a file; one that an interruption cut off is cut off the file, too."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 if __name__ == "__main__":

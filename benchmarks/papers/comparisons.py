@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-
-import dynamo_probe
 from benchmarks.papers import (
     cartpole,
     continual,
@@ -26,8 +21,9 @@ from benchmarks.papers import (
     treatment_tables,
     value_agents,
 )
-from benchmarks.papers.engines import results
 from benchmarks.papers.tables import Row, table
+from dynamo_probe.sweeps.engines import outcomes
+from dynamo_probe.sweeps.sweep import versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +107,6 @@ COMPARISONS = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a figure may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "dynamo_probe": dynamo_probe.__version__,
-        "machine": platform.machine(),
-    }
-
-
 def one(comparison: Comparison, arm: str, seed: int) -> dict[str, Any]:
     """Run one arm on one seed; return a row for the file."""
     figures = comparison.run(arm, seed, setting=comparison.setting)
@@ -155,6 +140,9 @@ def rows(
         workers: processes, one thread each.
         engine: see `engines.results`.
         done: rows of runs that are not made again.
+
+    Yields:
+        A row for each run; one that failed twice has its traceback as `error`.
     """
     known = {key(row) for row in done}
     jobs = []
@@ -164,4 +152,16 @@ def rows(
             for arm in comparison.arms:
                 if key({**row, "arm": arm, "seed": seed}) not in known:
                     jobs.append((comparison, arm, seed))
-    yield from results(one, jobs, workers, engine)
+    for outcome in outcomes(one, [(job, {}) for job in jobs], workers, engine):
+        if outcome.error is None:
+            yield outcome.value
+            continue
+        comparison, arm, seed = jobs[outcome.index]
+        yield {
+            "name": comparison.name,
+            "setting": asdict(comparison.setting),
+            "versions": versions(),
+            "arm": arm,
+            "seed": seed,
+            "error": outcome.error,
+        }

@@ -1,6 +1,5 @@
 """The driver of the comparisons: which runs are made, which are not made again, and on what."""
 
-import importlib.util
 import json
 from dataclasses import asdict, dataclass, replace
 
@@ -9,7 +8,7 @@ import pytest
 from benchmarks.papers import comparisons
 from benchmarks.papers.__main__ import finished
 from benchmarks.papers.comparisons import Comparison, key, rows
-from benchmarks.papers.engines import ENGINES, results
+from dynamo_probe.sweeps.engines import outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ COMPARISON = Comparison("one", run, Setting(), ("a", "b"))
 def here(monkeypatch) -> None:
     """Run in this process, without the seconds that another one takes to start."""
     monkeypatch.setattr(
-        comparisons, "results", lambda function, jobs, *_: (function(*job) for job in jobs)
+        comparisons, "outcomes", lambda function, jobs, *_: outcomes(function, jobs, workers=0)
     )
 
 
@@ -72,16 +71,18 @@ def test_a_run_of_another_setting_is_another_run(here, tmp_path):
     assert key({**row, "setting": asdict(Setting())}) == key(json.loads(json.dumps(row)))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_without_ray_its_engine_says_what_to_install():
-    with pytest.raises(ModuleNotFoundError, match=r"dynamo-probe\[sweep\]"):
-        list(results(pow, [(2, 3)], workers=1, engine="ray"))
+def broken(arm: str, seed: int, *, setting: Setting) -> Run:
+    if seed == 2:
+        raise ZeroDivisionError("nothing to divide by")
+    return run(arm, seed, setting=setting)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_brings_every_result(engine):
-    if engine == "ray":
-        pytest.importorskip("ray")
-    jobs = [(2, power) for power in range(5)]
-    found = results(pow, jobs, workers=2, engine=engine)
-    assert sorted(found) == [2**power for power in range(5)]
+def test_a_run_that_fails_is_a_row_with_its_traceback_and_is_made_again(here, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    found = list(rows([replace(COMPARISON, run=broken)], [1, 2], workers=1))
+    assert made(found) == {("one", arm, seed) for arm in "ab" for seed in (1, 2)}
+    failed = [row for row in found if "error" in row]
+    assert {row["seed"] for row in failed} == {2} and len(failed) == 2
+    assert "nothing to divide by" in failed[0]["error"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    assert made(finished(path, [COMPARISON], [1, 2])) == {("one", "a", 1), ("one", "b", 1)}
