@@ -116,6 +116,8 @@ class ReGraMa(Recycling):
             self.source, _ = site.observe_gradients(self)
 
     def _before_step(self, site: Site, optimizer: Optimizer, closure: bool) -> None:
+        if not self.enabled:
+            return
         if closure:
             self._after_closure = True
             return
