@@ -97,6 +97,8 @@ def treatments(arm: str, *, tau: float, every: int, updates: int, **redo: Any) -
     if arm in ("redo random", "redo inverted"):
         score: Any = arm.removeprefix("redo ")
         return [dp.ReDo(tau, every, score=score, updates=updates, **redo)]
+    if arm == "redo live-mean xavier":
+        return [dp.ReDo(tau, every, updates=updates, moments="live-mean", init="xavier", **redo)]
     if arm in REDO_ARMS:
         moments: Any = arm.removeprefix("redo ")
         return [dp.ReDo(tau, every, updates=updates, moments=moments, **redo)]

@@ -16,6 +16,7 @@ from benchmarks.papers import (
     granet_plasticity,
     granet_tables,
     label_shuffle,
+    policy_agents,
     repeated_data,
     repeated_data_tables,
     treatment_tables,
@@ -70,6 +71,23 @@ COMPARISONS = (
     *(
         Comparison(f"value-agents/{name}", value_agents.run, setting, arms, value_agents.table)
         for name, setting, arms in value_agents.EXPERIMENTS
+    ),
+    Comparison(
+        "policy-agents/cartpole",
+        policy_agents.run,
+        policy_agents.SETTING,
+        policy_agents.ARMS,
+        policy_agents.table,
+    ),
+    *(
+        Comparison(
+            f"redo-grid/tau {tau:g}, every {every}",
+            digits.run,
+            replace(digits.SETTING, redo_tau=tau, redo_every=every),
+            ("redo live-mean", "redo zero", "redo live-mean xavier"),
+        )
+        for tau in (0.0, 0.025, 0.1)
+        for every in (50, 200, 1000)
     ),
     Comparison("granet/digits", granet.run, granet.DIGITS, granet.ARMS, granet_tables.table),
     Comparison("granet/mnist1d", granet.run, granet.MNIST1D, granet.ARMS, granet_tables.table),

@@ -18,7 +18,7 @@ from dynamo_probe.functional import dormancy_scores, dormant_fraction
 
 ARMS = (*TREATED_ARMS, "layer norm", "stationary")
 CONTROLS = ("redo random", "redo inverted")
-EVERY_ARM = (*ARMS, *CONTROLS, *OTHER_ARMS)
+EVERY_ARM = (*ARMS, *CONTROLS, "redo live-mean xavier", *OTHER_ARMS)
 TAUS = (0.0, 0.025, 0.1)
 
 
