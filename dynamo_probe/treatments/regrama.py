@@ -106,6 +106,7 @@ class ReGraMa(Recycling):
         """
         super().attach(site)
         if self.score == "weight-gradient":
+            self.observes = "reads the gradients that the optimizer is given"
             site.before_step(self, partial(self._before_step, site))
         elif site.no_riding is not None:
             raise ValueError(

@@ -212,6 +212,7 @@ def test_gradients_of_an_earlier_update_are_not_acted_upon(off: bool) -> None:
         train(net, optimizer, loss, 1)
     assert set(recycled(watch)) == ({2} if off else {1, 2})
     assert recycled(watch)[2] == {"2": list(range(10))}
+    assert "reads the gradients that the optimizer is given" in str(watch.doctor())
 
 
 @pytest.mark.parametrize(
