@@ -1,7 +1,7 @@
 """Updates per second of `agents.dqn` against Stable-Baselines3's DQN at equal settings.
 
     python -m benchmarks.agents.dqn_speed
-    python -m benchmarks.agents.dqn_speed --env MinAtar/Breakout-v1 --updates 500
+    python -m benchmarks.agents.dqn_speed --env MinAtar/Breakout-v1 --length 500
 
 Both train with one thread: the same network, learning rate, batch, replay, exploration, target
 interval and clipping, one update for each step. The arms take turns within one process. A
@@ -12,37 +12,19 @@ for every arm, which SB3 alone does not ask for, so that it does not lose by it.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
-from collections.abc import Callable
 
 import gymnasium as gym
-import torch
 from stable_baselines3 import DQN
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from agents.dqn import Args, train
 from agents.environments import register
 from agents.networks import Observations
+from benchmarks.agents.rivals import Arm, FirstUpdate, measure, options, show
 
 LEARNING_STARTS, EPSILON_STEPS, TARGET_INTERVAL, CAPACITY = 500, 1_000, 500, 50_000
-
-
-class FirstUpdate(BaseCallback):
-    """Notes the processor time at which the steps before learning are over."""
-
-    started: float | None = None
-
-    def _on_rollout_end(self) -> None:
-        # Called between a step and its update.
-        if self.started is None and self.num_timesteps > LEARNING_STARTS:
-            self.started = time.process_time()
-
-    def _on_step(self) -> bool:
-        return True
 
 
 class Convolution(BaseFeaturesExtractor):
@@ -82,7 +64,7 @@ def stable_baselines3(env_id: str, updates: int, seed: int) -> float:
         seed=seed,
         device="cpu",
     )
-    clock = FirstUpdate()
+    clock = FirstUpdate(LEARNING_STARTS)
     model.learn(steps, callback=clock)
     seconds = time.process_time() - (clock.started or 0.0)
     assert model._n_updates == updates
@@ -116,40 +98,16 @@ def dynamo(env_id: str, updates: int, seed: int, probe: bool) -> float:
     return updates / result.update_seconds
 
 
-def measure(env_id: str, rounds: int, updates: int) -> dict[str, list[float]]:
-    """Run all arms in turn, `rounds` times; return each arm's updates per second, by round."""
-    arms: dict[str, Callable[[int, int], float]] = {
+def main() -> None:
+    """Print a table."""
+    chosen = options(__doc__, rounds=15, length=1_000)
+    env_id = chosen.env or "CartPole-v1"
+    arms: dict[str, Arm] = {
         "Stable-Baselines3": lambda updates, seed: stable_baselines3(env_id, updates, seed),
         "agents.dqn": lambda updates, seed: dynamo(env_id, updates, seed, probe=False),
         "agents.dqn --probe": lambda updates, seed: dynamo(env_id, updates, seed, probe=True),
     }
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    for arm in arms.values():
-        arm(100, 0)
-    speeds: dict[str, list[float]] = {name: [] for name in arms}
-    for seed in range(1, rounds + 1):
-        # The order turns around, so that nobody always runs first.
-        for name in list(arms)[:: 1 if seed % 2 else -1]:
-            speeds[name].append(arms[name](updates, seed))
-    return speeds
-
-
-def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--env", default="CartPole-v1", help="or one of MinAtar's")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds, each with every arm")
-    parser.add_argument("--updates", type=int, default=1_000, help="updates of an arm in a round")
-    options = parser.parse_args()
-    speeds = measure(options.env, options.rounds, options.updates)
-    base = speeds["Stable-Baselines3"]
-    print(f"{'':20}{'updates/s':>10}{'ratio':>8}   ratio by round")
-    for name, arm in speeds.items():
-        ratios = [ours / theirs for ours, theirs in zip(arm, base, strict=True)]
-        by_round = " ".join(f"{ratio:.2f}" for ratio in ratios)
-        median = statistics.median(arm)
-        print(f"{name:20}{median:10.0f}{statistics.median(ratios):8.2f}   {by_round}")
+    show(measure(arms, chosen.rounds, chosen.length))
 
 
 if __name__ == "__main__":
