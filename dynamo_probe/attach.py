@@ -32,6 +32,7 @@ def watch(
     seed: int = 0,
     on_error: Literal["warn", "raise"] = "warn",
     budget: float | Mapping[str, int] | None = None,
+    axes: Mapping[str, str] | None = None,
 ) -> Watch:
     """Attach instruments to a training loop.
 
@@ -55,6 +56,11 @@ def watch(
             ride on the training then fire less often where they cost more; an event says how
             often. To repeat a run exactly, give what it chose: `{"dormancy": 4}` makes every fourth
             scheduled firing take place. Treatments are never moved.
+        axes: what the axes of some layers' outputs are, as `{shell pattern of module names: axes}`,
+            such as `{"fc*": "replica batch unit"}`. Layers of torch need no such word. It is for
+            modules of your own: `unit` is the axis of the units, `replica` that of independent
+            networks that are stacked in one module, and every other name is samples. Replicas are
+            told apart by `Dormancy`; other instruments leave such layers out, with the reason.
 
     Returns:
         The attached `Watch`.
@@ -77,6 +83,7 @@ def watch(
         seed=seed,
         on_error=on_error,
         budget=budget,
+        axes=axes,
     )
 
 

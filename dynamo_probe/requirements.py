@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,8 +13,12 @@ from dynamo_probe.instrument import Instrument, Treatment
 from dynamo_probe.observation.parameters import held_by
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, declared: Container[str] = ()) -> None:
     """Refuse what cannot be watched.
+
+    Args:
+        model: whatever was given.
+        declared: names of modules that the user says have units.
 
     Raises:
         TypeError: when it is not a module.
@@ -28,7 +32,11 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
     closed = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-    layers = [name for name, m in model.named_modules() if units_of(m) or isinstance(m, closed)]
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if units_of(module) or isinstance(module, closed) or name in declared
+    ]
     if len(layers) < 2:
         what = (
             f"its only layer, {layers[0] or 'the model'}, is the output" if layers else "no layer"

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynamo_probe.anatomy.axes import Axes
 from dynamo_probe.anatomy.layer import Layer, units_of
 from dynamo_probe.anatomy.neurons import find_neurons
 from dynamo_probe.anatomy.shards import is_sharded
@@ -96,12 +97,14 @@ class Site:
         probe_batch: Batch | Callable[[], Batch] | None,
         process_group: Any,
         seed: int,
+        axes: Mapping[str, Axes] | None = None,
     ) -> None:
         """Made by `Watch`."""
         self.model = model
         self.optimizers = tuple(optimizers)
         self.process_group = process_group
         self.seed = seed
+        self.axes = axes or {}
         self.step = 0
         self.layers: dict[str, Layer] = {}
         self.skipped: dict[str, str] = {}
@@ -219,7 +222,7 @@ class Site:
         Raises:
             ValueError: when a name is not that of a Linear or Conv layer; lists those there are.
         """
-        known = [name for name, module in self.model.named_modules() if units_of(module)]
+        known = [n for n, m in self.model.named_modules() if units_of(m) or n in self.axes]
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"there is no layer {unknown[0]!r}; this model has {known}")
@@ -340,7 +343,13 @@ class Site:
             The layers that are new.
         """
         module = self.model.get_submodule(prefix)
-        anatomy = find_neurons(module, batch.args, batch.kwargs, whole=not prefix)
+        anatomy = find_neurons(
+            module,
+            batch.args,
+            batch.kwargs,
+            whole=not prefix,
+            axes={inside(prefix, n): axes for n, axes in self.axes.items() if n.startswith(prefix)},
+        )
         found = {joined(prefix, n): layer_in(prefix, la) for n, la in anatomy.layers.items()}
         new = {name: layer for name, layer in found.items() if name not in self.layers}
         self.layers.update(new)

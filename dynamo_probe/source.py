@@ -62,8 +62,11 @@ class Source:
         self.recorder = Recorder(statistics) if recorder is None else recorder
         self.collected: dict[str, UnitSums] | None = None
 
-    def read(self) -> dict[str, UnitSums]:
+    def read(self, *, replicas: bool = False) -> dict[str, UnitSums]:
         """Return the statistics of each layer that was seen, in the order of the forward pass.
+
+        Args:
+            replicas: the instrument tells replicas apart. Others do not get layers that hold some.
 
         Raises:
             NotMeasurable: when no layer was seen, with the reason.
@@ -92,6 +95,13 @@ class Source:
             if name in found and found[name].samples == 0:
                 site.miss(name)
         seen = {name: found[name] for name in site.layers if name in found and found[name].samples}
+        if not replicas and (stacked := [name for name, one in seen.items() if one.replicas > 1]):
+            seen = {name: one for name, one in seen.items() if one.replicas == 1}
+            if not seen:
+                raise NotMeasurable(
+                    f"{', '.join(stacked)}: holds replicas, which {self.instrument.name} does not "
+                    "tell apart"
+                )
         if not seen:
             raise NotMeasurable(
                 "no forward pass of a hidden layer was reached by a backward pass; if the model "

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from dynamo_probe.agenda import Agenda, Timer
+from dynamo_probe.anatomy.axes import declared_axes
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.budget import Budget
 from dynamo_probe.conductor import Conductor
@@ -64,6 +65,7 @@ class Watch:
         seed: int = 0,
         on_error: Literal["warn", "raise"] = "warn",
         budget: float | Mapping[str, int] | None = None,
+        axes: Mapping[str, str] | None = None,
     ) -> None:
         """Attach; see `dynamo_probe.watch` for the arguments."""
         if on_error not in ("warn", "raise"):
@@ -79,11 +81,12 @@ class Watch:
         self._discovery: Discovery | None = None
         self._wrapper = model
         inner = unwrap(model)
-        check_model(inner)
+        declared = declared_axes(inner, axes)
+        check_model(inner, declared)
         optimizers = check_optimizers(inner, optimizer)
         chosen = check_instruments(instruments)
         group = group_of(model, inner, process_group)
-        self._site = Site(inner, optimizers, as_batch(probe_batch), group, seed)
+        self._site = Site(inner, optimizers, as_batch(probe_batch), group, seed, declared)
         if already_ran_compiled(inner, model):
             self._site.no_riding = (
                 "the model has already run under torch.compile, and torch ignores hooks that come "

@@ -31,6 +31,8 @@ class Layer:
         partner: for gated units, the layer that produces the other factor.
         bounds: limits of the activation function; infinite where it is not bounded.
         value: the number of the unit's value in the recorded forward pass.
+        replicas: how many independent networks are stacked in it; `units` are those of one.
+        replica_axis: the dimension of the replicas, counted from the end (negative).
     """
 
     name: str
@@ -40,6 +42,8 @@ class Layer:
     partner: str | None
     bounds: tuple[float, float]
     value: int
+    replicas: int = 1
+    replica_axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

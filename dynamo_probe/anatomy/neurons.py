@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamo_probe.anatomy.axes import Axes
 from dynamo_probe.anatomy.dataflow import record
 from dynamo_probe.anatomy.frozen_copy import in_frozen_copies
 from dynamo_probe.anatomy.layer import Anatomy, Layer
@@ -22,6 +23,7 @@ def find_neurons(
     kwargs: Mapping[str, Any] | None = None,
     *,
     whole: bool = True,
+    axes: Mapping[str, Axes] | None = None,
 ) -> Anatomy:
     """Find the hidden layers of a model from one forward pass of a twin.
 
@@ -34,6 +36,7 @@ def find_neurons(
         kwargs: its keyword arguments.
         whole: the model's output is the output of the network. Where it is not (an encoder that is
             called by itself), a last layer with an activation function counts as hidden.
+        axes: of the outputs of modules whose axes the user has named.
 
     Returns:
         The layers in the order in which they ran, and the reason for each one left out.
@@ -46,7 +49,7 @@ def find_neurons(
     with untouched_randomness(model):
         flow = record(copied, args, kwargs)
     live = flow.live()
-    search = Search(copied, live, whole)
+    search = Search(copied, live, whole, axes or {})
     layers, skipped = search.run()
     for name in in_frozen_copies(model, [*layers, *skipped]):
         layers.pop(name, None)

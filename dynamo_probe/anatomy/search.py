@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from dynamo_probe.anatomy.axes import Axes
 from dynamo_probe.anatomy.dataflow import Dataflow, Operation
 from dynamo_probe.anatomy.layer import Layer, units_of
 from dynamo_probe.anatomy.pointwise import (
@@ -23,7 +27,8 @@ _UNBOUNDED = (float("-inf"), float("inf"))
 _CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 _LEARNED_READERS = frozenset(
     "linear matmul mm bmm addmm einsum bilinear lstm gru rnn_tanh rnn_relu conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d multi_head_attention_forward".split()
+    "conv_transpose1d conv_transpose2d conv_transpose3d baddbmm "
+    "multi_head_attention_forward".split()
 )
 
 
@@ -34,19 +39,23 @@ class Unreadable(Exception):
 class Search:
     """Follows the output of every producing layer to its activation function."""
 
-    def __init__(self, model: nn.Module, flow: Dataflow, whole: bool) -> None:
+    def __init__(
+        self, model: nn.Module, flow: Dataflow, whole: bool, axes: Mapping[str, Axes]
+    ) -> None:
         """Prepare the look-ups.
 
         Args:
             model: the model that was recorded.
             flow: what its forward pass did (`Dataflow.live`).
             whole: whether the model's output is the output of the network.
+            axes: of modules whose axes the user has named.
 
         After `run`, `last` has the layers whose units nothing that is learned reads.
         """
         self.modules = dict(model.named_modules())
         self.flow = flow
         self.whole = whole
+        self.axes = axes
         self.uses = flow.uses()
         self.weights = flow.weights()
         self.once = {name: calls[0] for name, calls in flow.calls.items() if len(calls) == 1}
@@ -67,7 +76,7 @@ class Search:
         for name, module in sorted(
             self.modules.items(), key=lambda item: order.get(item[0], len(order))
         ):
-            shape = units_of(module)
+            shape = self.shape_of(name, module)
             if isinstance(module, torch.jit.ScriptModule):
                 outer = self.modules.get(name.rpartition(".")[0])
                 if not isinstance(outer, torch.jit.ScriptModule) or not name:
@@ -83,6 +92,15 @@ class Search:
         for name, gate in partners.items():
             skipped[name] = f"measured together with {gate}: they are the two factors of one unit"
         return layers, skipped
+
+    def shape_of(self, name: str, module: nn.Module) -> tuple[int, int] | None:
+        """Return a layer's number of units and their (negative) axis; None for other modules."""
+        declared = self.axes.get(name)
+        if declared is None:
+            return units_of(module)
+        outputs = [call.output for call in self.flow.calls.get(name, []) if call.output is not None]
+        shape = self.flow.shapes[outputs[0]] if outputs else ()
+        return (shape[declared.unit], declared.unit) if len(shape) >= -declared.unit else (0, -1)
 
     def layer(self, name: str, units: int, axis: int) -> Layer:
         """Return a layer and its tap; raise `Unreadable` where there is no exact one."""
@@ -110,7 +128,9 @@ class Search:
                 continue
             reader = self.modules.get(operation.module)
             reads_weight = not self.weights.isdisjoint(operation.inputs) or (
-                reader is not None and units_of(reader) is not None  # a parametrised weight
+                # a parametrised weight
+                reader is not None
+                and (units_of(reader) is not None or operation.module in self.axes)
             )
             if operation.name in _LEARNED_READERS and reads_weight:
                 return True
@@ -188,6 +208,15 @@ class Search:
     def checked(self, layer: Layer) -> Layer:
         """Return the layer if its activations have an axis of its units."""
         shape = self.flow.shapes[layer.value]
+        declared = self.axes.get(layer.name)
+        if declared is not None and declared.replica is not None:
+            if layer.partner is not None:
+                raise Unreadable("a gated layer of replicas")
+            if len(shape) < -declared.replica:
+                raise Unreadable(f"its activations have shape {tuple(shape)}: no axis of replicas")
+            layer = replace(
+                layer, replicas=int(shape[declared.replica]), replica_axis=declared.replica
+            )
         if layer.tap.function is None and (
             len(shape) < -layer.tap.axis or shape[layer.tap.axis] != layer.units
         ):

@@ -36,6 +36,22 @@ def normalised_scores(mean_magnitude: Tensor) -> Tensor:
     return torch.where(finite, scores, float("nan"))
 
 
+def normalised_by_replica(mean_magnitude: Tensor, replicas: int) -> Tensor:
+    """Divide each unit's mean absolute activation by the mean over its layer of its own replica.
+
+    Args:
+        mean_magnitude: E|h|, Tensor[replicas * units], the units of the first replica first.
+        replicas: independent networks that are stacked in the layer.
+
+    Returns:
+        Tensor[replicas * units]; see `normalised_scores`.
+    """
+    if replicas == 1:
+        return normalised_scores(mean_magnitude)
+    rows = mean_magnitude.view(replicas, -1)
+    return torch.cat([normalised_scores(row) for row in rows])
+
+
 def dormancy_scores(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Tensor]:
     """Score every hidden unit by its mean absolute activation, relative to its layer.
 

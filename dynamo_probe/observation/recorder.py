@@ -53,13 +53,17 @@ class Slot:
 
     def figures(self, read: Tensor) -> tuple[list[Tensor], list[Tensor], int]:
         """Compute the statistics of what a tap read: sums, peaks, number of samples."""
-        h, tap, bounds = read.detach(), self.layer.tap, self.layer.bounds
+        h, tap, bounds, axis = read.detach(), self.layer.tap, self.layer.bounds, self.layer.tap.axis
         if tap.function is not None:
             h = tap.function(h)
+        if self.layer.replica_axis is not None:  # replica by replica: [..., replicas * units]
+            h = h.movedim((self.layer.replica_axis, axis), (-2, -1)).flatten(-2)
+            axis = -1
         found: dict[str, list[Tensor]] = {"sum": [], "max": []}
         for statistic in self.statistics:
-            found[statistic.reduce].append(statistic.compute(h, tap.axis, bounds))
-        return found["sum"], found["max"], h.numel() // self.layer.units
+            found[statistic.reduce].append(statistic.compute(h, axis, bounds))
+        width = self.layer.units * self.layer.replicas
+        return found["sum"], found["max"], h.numel() // width
 
     def add(self, sums: list[Tensor], peaks: list[Tensor], samples: int) -> None:
         """Add figures of another batch."""
@@ -151,14 +155,14 @@ class Recorder:
         summed = sum(s.reduce == "sum" for s in self.statistics)
         peaked = len(self.statistics) - summed
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        units = sum(slot.layer.units for slot in slots)
+        units = sum(slot.layer.units * slot.layer.replicas for slot in slots)
         sums = self._sums[device] = torch.zeros(
             summed * units + len(slots), dtype=dtype, device=device
         )
         peaks = self._peaks[device] = torch.zeros(peaked * units, dtype=dtype, device=device)
         at = top = 0
         for slot in slots:
-            n = slot.layer.units
+            n = slot.layer.units * slot.layer.replicas
             slot.sums = sums[at : at + summed * n].view(summed, n)
             slot.samples = sums[at + summed * n : at + summed * n + 1]
             slot.peaks = peaks[top : top + peaked * n].view(peaked, n)
@@ -209,7 +213,7 @@ class Recorder:
             table = flat[start : start + rows.numel()].view(rows.shape)
             values.update({name: table[i] for i, name in enumerate(names)})
         samples = host["sum", slot.samples.device][slot.samples.storage_offset()]
-        return UnitSums(values, int(samples), slot.layer.bounds)
+        return UnitSums(values, int(samples), slot.layer.bounds, slot.layer.replicas)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the accumulators and the gate."""

@@ -88,11 +88,14 @@ class UnitSums:
         values: {statistic: float64 Tensor[units]}, on the CPU.
         samples: how many samples went in: rows, times positions for a convolution or a sequence.
         bounds: limits of the layer's activation function.
+        replicas: independent networks that are stacked in the layer; the units of the first come
+            first, and `samples` are those of each.
     """
 
     values: dict[str, Tensor]
     samples: int
     bounds: tuple[float, float] = UNBOUNDED
+    replicas: int = 1
 
     def mean_magnitude(self) -> Tensor:
         """Return E|h| of each unit: float64 Tensor[units]."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynamo_probe.functional.dormancy import check_tau, dormant_units, normalised_scores
+from dynamo_probe.functional.dormancy import check_tau, dormant_units, normalised_by_replica
 from dynamo_probe.functional.overlap import overlap_coefficient
 from dynamo_probe.instrument import Probe
 from dynamo_probe.observation.statistics import HIGHEST, LOWEST, MAGNITUDE, SATURATED, UnitSums
@@ -90,14 +90,18 @@ class Dormancy(Probe):
 
     def fire(self, site: Site) -> None:
         """Give the readings of this update."""
-        sums = self.source.read()
-        scores = {name: normalised_scores(one.mean_magnitude()) for name, one in sums.items()}
+        sums = self.source.read(replicas=True)
+        scores = {
+            name: normalised_by_replica(one.mean_magnitude(), one.replicas)
+            for name, one in sums.items()
+        }
         counts = self._counts(scores)
         samples = min(one.samples for one in sums.values())
         finite = sum(count[1] for count in counts.values())
         self._report_nonfinite(site, {n: len(scores[n]) - counts[n][1] for n in counts})
         if finite:
             self._report_fractions(site, counts, sums, samples, finite)
+            self._report_replicas(site, scores, sums, samples)
             self._report_overlap(site, scores, samples)
             self._report_companions(site, sums, samples, finite)
         for name, layer in scores.items():
@@ -132,6 +136,23 @@ class Dormancy(Probe):
                 if of:
                     tag = f"{self.name}/layer/{name}/tau={tau}"
                     site.emit(tag, dormant[index] / of, sums[name].samples)
+
+    def _report_replicas(
+        self, site: Site, scores: Mapping[str, Tensor], sums: Mapping[str, UnitSums], samples: int
+    ) -> None:
+        """Give the dormant fraction of each of the networks that are stacked in one model."""
+        counts = {one.replicas for one in sums.values()}
+        if counts == {1}:
+            return
+        if len(counts) > 1:
+            site.note("skipped", f"{self.name}/replicas", reason="layers have different numbers")
+            return
+        (replicas,) = counts
+        rows = torch.cat([layer.view(replicas, -1) for layer in scores.values()], 1)
+        finite = rows.isfinite().sum(1)
+        for tau in self.taus:
+            fractions = dormant_units(rows, tau).sum(1).double() / finite
+            site.emit(f"{self.name}/replicas/tau={tau}", fractions.numpy(), samples)
 
     def _report_overlap(self, site: Site, scores: Mapping[str, Tensor], samples: int) -> None:
         dormant = {name: layer <= self.primary_tau for name, layer in scores.items()}

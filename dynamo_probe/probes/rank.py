@@ -86,6 +86,15 @@ class Rank(Probe):
                 site.emit(f"{self.name}/{name}/{figure}", float(value), samples)
 
     def _names(self, site: Site) -> list[str]:
+        names = self._chosen(site)
+        stacked = [name for name in names if site.layers[name].replicas > 1]
+        if stacked:
+            raise NotMeasurable(
+                f"{stacked[0]} holds replicas, which {self.name} does not tell apart"
+            )
+        return names
+
+    def _chosen(self, site: Site) -> list[str]:
         if self.chosen == "last":
             return [list(site.layers)[-1]]
         if self.chosen == "all":
