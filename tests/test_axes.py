@@ -163,8 +163,12 @@ def test_units_may_lie_on_any_axis_without_replicas() -> None:
 
 @pytest.mark.parametrize(
     ("text", "axes"),
-    [("replica batch unit", Axes(-1, -3)), ("batch unit h w", Axes(-3)), ("unit replica", Axes(-2, -1))],
-)  # fmt: skip
+    [
+        ("replica batch unit", Axes(-1, -3)),
+        ("batch unit h w", Axes(-3)),
+        ("unit replica", Axes(-2, -1)),
+    ],
+)
 def test_axes_are_read_from_their_names(text: str, axes: Axes) -> None:
     assert parse_axes(text) == axes
 

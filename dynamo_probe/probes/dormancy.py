@@ -17,6 +17,8 @@ from dynamo_probe.schedule import Schedule, as_schedule
 from dynamo_probe.site import Site
 from dynamo_probe.source import Where, as_where
 
+_MOST_SCALARS = 64
+
 
 class Dormancy(Probe):
     """Measure dormant units: score at most tau (Sokar et al. 2023, eq. 1).
@@ -34,6 +36,9 @@ class Dormancy(Probe):
       function), with companions;
     - `dormancy/nonfinite`: the number of units with NaN or infinite activations. They are neither
       dormant nor alive and take no part in the shares;
+    - `dormancy/replicas/tau=T` [replicas] and `dormancy/replica/R/tau=T`, where the model is several
+      networks stacked in one (`axes=` of `dp.watch`); every score is then relative to the layer of
+      its own replica;
     - `dormancy/samples`, and the scores themselves, `dormancy/scores/NAME`, an array [units].
     """
 
@@ -153,6 +158,10 @@ class Dormancy(Probe):
         for tau in self.taus:
             fractions = dormant_units(rows, tau).sum(1).double() / finite
             site.emit(f"{self.name}/replicas/tau={tau}", fractions.numpy(), samples)
+            # TensorBoard becomes slow beyond a hundred scalars or so.
+            if replicas * len(self.taus) <= _MOST_SCALARS:
+                for index, fraction in enumerate(fractions.tolist()):
+                    site.emit(f"{self.name}/replica/{index}/tau={tau}", fraction, samples)
 
     def _report_overlap(self, site: Site, scores: Mapping[str, Tensor], samples: int) -> None:
         dormant = {name: layer <= self.primary_tau for name, layer in scores.items()}

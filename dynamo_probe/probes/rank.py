@@ -89,9 +89,7 @@ class Rank(Probe):
         names = self._chosen(site)
         stacked = [name for name in names if site.layers[name].replicas > 1]
         if stacked:
-            raise NotMeasurable(
-                f"{stacked[0]} holds replicas, which {self.name} does not tell apart"
-            )
+            raise NotMeasurable(f"{stacked[0]}: it holds replicas, which are not told apart here")
         return names
 
     def _chosen(self, site: Site) -> list[str]:
