@@ -23,6 +23,7 @@ from agents import dqn
 from agents.environments import Environments
 from agents.evaluation import evaluate
 from agents.replay import updates_due
+from benchmarks.papers.intervals import with_interval
 from benchmarks.papers.lives import Lives, of_score, persistence
 from benchmarks.papers.tables import Row, mean_and_error
 from dynamo_probe.anatomy.wiring import Wiring, wire
@@ -332,8 +333,9 @@ def _overlap(row: Row, which: int) -> float:
 
 def table(rows: Sequence[Row], arms: Sequence[str]) -> str:
     """Return a table with a line for each arm, and one of what pruning units does to the return."""
-    lines = ["| " + " | ".join(["arm", "seeds", *COLUMNS]) + " |"]
-    lines.append("|---|" + "---:|" * (1 + len(COLUMNS)))
+    last = f"return, last {EPISODES}: IQM [95 %]"
+    lines = ["| " + " | ".join(["arm", "seeds", *COLUMNS, last]) + " |"]
+    lines.append("|---|" + "---:|" * (2 + len(COLUMNS)))
     for arm in arms:
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
@@ -342,6 +344,7 @@ def table(rows: Sequence[Row], arms: Sequence[str]) -> str:
         for figure in COLUMNS.values():
             values = [x for x in map(figure, mine) if not math.isnan(x)]
             figures.append(mean_and_error(values) if values else "-")
+        figures.append(with_interval([row["last_return"] for row in mine]))
         lines.append("| " + " | ".join([arm, str(len(mine)), *figures]) + " |")
     base = [row for row in rows if row["arm"] == "base" and row["pruned"]]
     if base:
