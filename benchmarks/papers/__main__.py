@@ -46,17 +46,19 @@ def main() -> None:
         ]
         chosen = [one for one in chosen if one.arms]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    with appending(options.out) as file:
-        done = finished(options.out, chosen, seeds) if options.resume or options.table else []
-        failed: list[Row] = []
+    done: list[Row] = []
+    failed: list[Row] = []
+    if options.resume or options.table:
+        done = finished(options.out, chosen, seeds)
+    if not options.table:
         total = sum(len(comparison.arms) for comparison in chosen) * len(seeds)
-        runs = rows(chosen, seeds, options.workers, engine=options.engine, done=done)
-        for row in () if options.table else runs:
-            write_row(file, row)
-            (failed if "error" in row else done).append(json.loads(json.dumps(row)))
-            state = "FAILED " if "error" in row else ""
-            count = len(done) + len(failed)
-            print(f"{count}/{total} {state}{row['name']}, {row['arm']}, seed {row['seed']}")
+        with appending(options.out) as file:
+            for row in rows(chosen, seeds, options.workers, engine=options.engine, done=done):
+                write_row(file, row)
+                (failed if "error" in row else done).append(json.loads(json.dumps(row)))
+                state = "FAILED " if "error" in row else ""
+                count = f"{len(done) + len(failed)}/{total}"
+                print(f"{count} {state}{row['name']}, {row['arm']}, seed {row['seed']}")
     for comparison in chosen:
         mine = [row for row in done if row["name"] == comparison.name]
         if mine:
@@ -65,7 +67,7 @@ def main() -> None:
     for row in failed:
         print(f"\n{row['name']}, {row['arm']}, seed {row['seed']} failed:\n{row['error']}")
     if failed:
-        sys.exit(f"{len(failed)} of {total} runs failed; --resume makes them again")
+        sys.exit(f"{len(failed)} runs failed; --resume makes them again")
 
 
 def made(rows: Sequence[Row], arm: str) -> bool:
