@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.papers import (
     cartpole,
     continual,
+    digit_units,
     digits,
     dormant_growth,
     granet,
@@ -54,6 +55,10 @@ COMPARISONS = (
         digits.SETTING,
         treatment_tables.ARMS,
         treatment_tables.table,
+    ),
+    *(
+        Comparison(f"digit-units/{name}", digit_units.run, setting, arms, digit_units.table)
+        for name, setting, arms in digit_units.EXPERIMENTS
     ),
     Comparison("label-shuffle", label_shuffle.run, label_shuffle.SETTING, continual.ARMS),
     Comparison(

@@ -82,6 +82,7 @@ def run(
     *,
     writer: SummaryWriter | None = None,
     report: Callable[[int, float, float], None] = lambda task, accuracy, dormant: None,
+    watchers: Sequence[dp.Instrument] = (),
 ) -> Run:
     """Train through the tasks under a watch.
 
@@ -93,6 +94,7 @@ def run(
         seed: of weights and batches.
         writer: where to log, if anywhere.
         report: called after each task with its number from 1, online accuracy, dormant fraction.
+        watchers: what else the watch carries.
     """
     if arm not in EVERY_ARM:
         raise ValueError(f"the arm is {arm!r}; give one of {', '.join(EVERY_ARM)}")
@@ -113,7 +115,12 @@ def run(
         final: list[float] = []
         sinks = [] if writer is None else [writer]
         with dp.watch(
-            network, optimizer, [dormancy, *treated], sinks=sinks, seed=seed, on_error="raise"
+            network,
+            optimizer,
+            [dormancy, *watchers, *treated],
+            sinks=sinks,
+            seed=seed,
+            on_error="raise",
         ) as watch:
             for task, classes in enumerate(labels, start=1):
                 correct = torch.zeros((), dtype=torch.int64)

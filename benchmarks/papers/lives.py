@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 import dynamo_probe as dp
 from dynamo_probe.functional.dormancy import normalised_scores
 from dynamo_probe.observation.statistics import MAGNITUDE
+from dynamo_probe.source import as_where
 
 
 class Lives(dp.Probe):
@@ -17,19 +19,22 @@ class Lives(dp.Probe):
 
     Attributes:
         scores: {layer: Tensor[units]} of each reading, in order.
+        network: what is watched.
     """
 
     name = "lives"
 
-    def __init__(self, every: int, updates: int) -> None:
-        """Set when, and how many updates' batches a reading takes."""
+    def __init__(self, every: int, updates: int, on: Any = "training") -> None:
+        """Set when, how many updates' batches a reading takes, or `on` which batch it is taken."""
         super().__init__(every)
         self.updates = updates
+        self.where = as_where(on)
         self.scores: list[dict[str, Tensor]] = []
 
     def attach(self, site: dp.Site) -> None:
         """Ask for the units' mean magnitudes."""
-        self.source = site.observe(self, (MAGNITUDE,))
+        self.source = site.observe(self, (MAGNITUDE,), self.where)
+        self.network = site.model
 
     def fire(self, site: dp.Site) -> None:
         """Keep them."""
