@@ -9,7 +9,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_the_python_blocks_run_one_after_the_other(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 10
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)

@@ -53,8 +53,12 @@ class L2Init(Treatment):
         self._site = site
         site.constrain(self, self._before, _nothing, _nothing)
 
-    def start(self, site: Site) -> None:
-        """Keep the initial parameters, unless they came with a checkpoint."""
+    def _remember(self, site: Site) -> None:
+        """Keep the initial parameters, unless they came with a checkpoint.
+
+        At the first step and not in the forward pass before it: there `fully_shard` has put whole
+        parameters in the place of those that the optimizer holds.
+        """
         parameters = learned(site)
         if not self._initial:
             self._initial = {n: stored(p.detach()).clone() for n, p in parameters.items()}
@@ -67,6 +71,8 @@ class L2Init(Treatment):
             ]
 
     def _before(self, optimizer: Optimizer, closure: bool) -> None:
+        if not self._pairs:
+            self._remember(self._site)
         if not self.enabled or self.strength == 0:
             return
         if closure:

@@ -78,7 +78,12 @@ def test_every_kind_of_arm_runs_and_fills_its_row(arm: str) -> None:
     assert shares == sorted(shares)
     row = asdict(found) | {"dormant": {str(t): x for t, x in found.dormant.items()}}
     row["overlap"] = {str(t): x for t, x in found.overlap.items()}
-    assert f"| {arm} | 1 |" in value_agents.table([row], [arm])
+    text = value_agents.table([row], [arm])
+    assert f"| {arm} | 1 |" in text
+    cells = dict(zip(*(line.split(" | ") for line in text.splitlines()[::2][:2]), strict=True))
+    assert cells["return without exploration"] == f"{found.pruned['nothing'][1]:.1f}"
+    without = value_agents.table([row | {"pruned": {}}], [arm]).splitlines()[2].split(" | ")
+    assert "-" in without
 
 
 def test_an_unknown_arm_is_refused() -> None:
