@@ -11,7 +11,7 @@ from torch import Tensor
 import dynamo_probe as dp
 from dynamo_probe.functional.dormancy import normalised_scores
 from dynamo_probe.observation.statistics import MAGNITUDE
-from dynamo_probe.source import as_where
+from dynamo_probe.source import Where, as_where
 
 
 class Lives(dp.Probe):
@@ -28,7 +28,7 @@ class Lives(dp.Probe):
         """Set when, how many updates' batches a reading takes, or `on` which batch it is taken."""
         super().__init__(every)
         self.updates = updates
-        self.where = as_where(on)
+        self.where: Where = as_where(on)
         self.scores: list[dict[str, Tensor]] = []
 
     def attach(self, site: dp.Site) -> None:

@@ -80,10 +80,14 @@ def test_every_kind_of_arm_runs_and_fills_its_row(arm: str) -> None:
     row["overlap"] = {str(t): x for t, x in found.overlap.items()}
     text = value_agents.table([row], [arm])
     assert f"| {arm} | 1 |" in text
-    cells = dict(zip(*(line.split(" | ") for line in text.splitlines()[::2][:2]), strict=True))
-    assert cells["return without exploration"] == f"{found.pruned['nothing'][1]:.1f}"
-    without = value_agents.table([row | {"pruned": {}}], [arm]).splitlines()[2].split(" | ")
-    assert "-" in without
+    assert cell(text, "return without exploration") == f"{found.pruned['nothing'][1]:.1f}"
+    unevaluated = value_agents.table([row | {"pruned": {}}], [arm])
+    assert cell(unevaluated, "return without exploration") == "-"
+
+
+def cell(text: str, column: str) -> str:
+    header, _, line = text.splitlines()[:3]
+    return dict(zip(header.split(" | "), line.split(" | "), strict=True))[column]
 
 
 def test_an_unknown_arm_is_refused() -> None:
