@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.papers import digit_units, digits
+from benchmarks.papers import digit_units, digits, dormancy_figure
 from benchmarks.papers.comparisons import COMPARISONS, Comparison, one
 from benchmarks.papers.lives import Lives
 from tests.models import mlp
@@ -128,3 +128,23 @@ def test_widths_scale_the_hidden_layers_alone():
     assert len(names) == 3
     for setting in names.values():
         assert {**setting, "widths": usual["widths"]} == usual
+
+
+def test_the_picture_is_drawn_from_rows(tmp_path):
+    def row(name: str, arm: str, seed: int) -> dict:
+        whats = ["nothing", *(f"{kind}, tau 0.1" for kind in dormancy_figure.PRUNED)]
+        return {
+            "name": name,
+            "arm": arm,
+            "seed": seed,
+            "dormant": {"0.025": [0.1, 0.2, 0.3]},
+            "following": {"0.025": [[0.9, 0.2], [0.9, 0.3]]},
+            "pruned": {what: [0.1, 0.5] for what in whats},
+        }
+
+    rows = [row(name, "base", seed) for name in dormancy_figure.WIDTHS for seed in (1, 2)]
+    rows += [row(dormancy_figure.USUAL, "stationary", seed) for seed in (1, 2)]
+    path = dormancy_figure.draw(rows, tmp_path / "units.png")
+    assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size < 150_000
+    # Three values 1, 2, 3: a standard deviation of 1.
+    assert dormancy_figure.standard_error(np.array([1.0, 2.0, 3.0])) == pytest.approx(3**-0.5)
