@@ -33,11 +33,13 @@ PARTS = (
     "other",
 )
 # The first that is met, from the innermost call outwards, decides.
-ACTING = {"greedy", "act", "policy", "sample_actions", "explore"}
+ACTING = {"greedy", "act", "policy"}
 AGENTS: dict[str, dict[str, Any]] = {
     "dqn": {"env_id": "CartPole-v1", "total_steps": 8_000},
     "dqn MinAtar": {"env_id": "MinAtar/Breakout-v1", "total_steps": 3_500},
     "c51": {"env_id": "CartPole-v1", "total_steps": 6_000},
+    "ppo": {"env_id": "CartPole-v1", "total_steps": 12_288},
+    "sac": {"env_id": "Pendulum-v1", "total_steps": 1_800},
 }
 
 
@@ -50,7 +52,7 @@ def part_of(frame: FrameType | None) -> str:
             return "probe"
         if file.endswith("agents/environments.py") or "/gymnasium/" in file:
             return "environment"
-        if file.endswith("agents/replay.py") or function in ("gather_rollout", "minibatches"):
+        if file.endswith(("agents/replay.py", "agents/rollout.py")):
             return "replay"
         if "/torch/optim/" in file:
             return "optimizer"
