@@ -34,7 +34,9 @@ class Observations(nn.Module):
         if not self.image:
             return observations.flatten(1).float()
         images = observations.permute(0, 3, 1, 2) if self.channels_last else observations
-        return images.float() * self.scale
+        # In the order of its axes: convolutions of small images are a tenth slower in another.
+        images = images.to(torch.float32, memory_format=torch.contiguous_format)
+        return images if self.scale == 1.0 else images * self.scale
 
 
 class Residual(nn.Module):

@@ -211,6 +211,21 @@ def test_a_probed_run_equals_the_unprobed_one_bit_for_bit(watched: Watched, equa
     assert layers == {f"{p}fc{n}" for p in prefix[watched] for n in (1, 2)}
 
 
+def test_rewards_are_divided_by_the_deviation_of_the_return_of_each_episode(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    gym.register("Steps-v0", lambda **_: Steps())
+    try:
+        train(replace(QUICK, env_id="Steps-v0", normalise_rewards=True, checkpoint=path, gamma=0.5))
+    finally:
+        del gym.registry["Steps-v0"]
+    earned = torch.load(path, weights_only=True)["states"]["earned"]
+    # Every episode earns 1, 1 + 0.5, 1 + 0.5 + 0.25 and begins anew.
+    returns = np.tile([1.0, 1.5, 1.75], 22)[:64].repeat(2)
+    assert earned["count"] == 128
+    assert float(earned["mean"]) == pytest.approx(returns.mean())
+    assert float(earned["squares"]) / 128 == pytest.approx(returns.var())
+
+
 def test_updates_are_the_batches_of_every_epoch_and_steps_whole_rollouts():
     result = train(replace(QUICK, total_steps=40, batch_size=10))
     # Two rollouts of 32 transitions, each 2 epochs of 4 batches, the last of 2.
