@@ -5,6 +5,9 @@
 CartPole, 4-128-128-2, batches of 32, one thread, one update a step, the dormancy probe at its
 default interval in every arm. A figure is replicas times updates over the processor time from the
 first update on, acting, environments and replay included. The arms take turns within one process.
+
+Found on a shared machine of two cores (3 rounds of 200 updates, ratios to one run): 0.87 with one
+replica, 2.06 with 3, 3.22 with 6, 4.57 with 12, 5.53 with 24.
 """
 
 from __future__ import annotations

@@ -45,15 +45,15 @@ def learned(site: Site, patterns: Sequence[str] | None = None) -> dict[str, nn.P
         site: the run.
         patterns: shell patterns of parameter names or of modules; None takes all.
     """
-    states, seen, found = States(site.optimizers), set[int](), dict[str, nn.Parameter]()
-    for name, parameter in site.parameters():
-        if id(parameter) in seen or not parameter.requires_grad or not states.holds(parameter):
-            continue
-        if not parameter.is_floating_point() or not _wanted(name, patterns):
-            continue
-        seen.add(id(parameter))
-        found[name] = parameter
-    return found
+    states = States(site.optimizers)
+    return {
+        name: parameter
+        for name, parameter in site.parameters()
+        if parameter.requires_grad
+        and parameter.is_floating_point()
+        and states.holds(parameter)
+        and _wanted(name, patterns)
+    }
 
 
 def refuse_sharded(what: str, parameters: Mapping[str, nn.Parameter]) -> None:
