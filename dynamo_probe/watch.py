@@ -144,7 +144,7 @@ class Watch:
                 tap.put_on(model if compiled is None else compiled, lambda: self._working)
         if self._site.layers:
             self._met.add("")
-            if not site.constraints and not begins:
+            if not site.constraints:  # whoever begins is told so before the first step
                 return
         self._discovery = Discovery(model, wrapper, self._called)
         if compiled is None and is_compiled(model):

@@ -36,9 +36,9 @@ class Dormancy(Probe):
       function), with companions;
     - `dormancy/nonfinite`: the number of units with NaN or infinite activations. They are neither
       dormant nor alive and take no part in the shares;
-    - `dormancy/replicas/tau=T` [replicas] and `dormancy/replica/R/tau=T`, where the model is several
-      networks stacked in one (`axes=` of `dp.watch`); every score is then relative to the layer of
-      its own replica;
+    - `dormancy/replicas/tau=T` [replicas] and `dormancy/replica/R/tau=T`, where the model is
+      several networks stacked in one (`axes=` of `dp.watch`); every score is then relative to the
+      layer of its own replica;
     - `dormancy/samples`, and the scores themselves, `dormancy/scores/NAME`, an array [units].
     """
 

@@ -83,6 +83,12 @@ def test_a_projection_leaves_the_output_and_the_direction_of_the_weights() -> No
             {"0"},
         ),
         (mlp(4, 8, 2), torch.randn(8, 4), set()),
+        # A layer whose scale means something, and behind it one whose scale does not.
+        (
+            nn.Sequential(mlp(4, 8, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2)),
+            torch.randn(8, 4),
+            {"0.2"},
+        ),
     ],
 )  # fmt: skip
 def test_free_layers_are_told_by_what_the_network_computes(model, inputs, free) -> None:

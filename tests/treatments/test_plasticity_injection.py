@@ -117,6 +117,9 @@ def test_a_target_network_keeps_its_function_and_a_copy_brings_it_up_to_date() -
 
 def test_units_of_the_frozen_copies_are_not_counted_and_the_reason_is_given() -> None:
     net = network()
+    module = net[2]
+    assert isinstance(module, Injectable)
+    module.injected = True  # as after a resume
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     with dp.watch(net, optimizer, dp.Dormancy(every=2), on_error="raise") as watch:
         train(net, optimizer, loss, 2)
