@@ -2,7 +2,15 @@
 
 An agent has learned when the mean return of 20 episodes without exploration reaches the goal at one
 of its ten evaluations (MinAtar: when that of the last 100 training episodes does, exploration and
-all). Settings are in `CASES`; everything else is the agent's default.
+all). The highest of several figures flatters. Settings are in `CASES`; everything else is the
+agent's default.
+
+Found on seeds 1 to 3 (random actions: 22, -1,227, 0.5): PPO, C51 on CartPole 500 on 3 of 3, SAC and
+continuous PPO on Pendulum -132 to -176 on 3 of 3, DQN and PPO on Breakout 5.3 to 6.3 on 3 of 3.
+**DQN on CartPole reaches 475 on 1 of 3** (467, 500, 376): of eleven settings tried (learning rates
+2.5e-4 to 2.3e-3, batches of 64 to 256, replay ratios 0.25 to 1, targets copied every 10 to 1,000
+steps, gamma 0.95 to 0.99, double or not, one or four environments, a small output layer) none did
+better.
 """
 
 from __future__ import annotations
@@ -39,11 +47,13 @@ class Case:
     training: bool = False
 
 
-DQN = {"learning_rate": 5e-4, "batch_size": 64, "replay_ratio": 0.5, "double_q": True}
-DQN |= {"epsilon_steps": 5_000, "target_interval": 250}
+C51 = {"learning_rate": 5e-4, "batch_size": 64, "replay_ratio": 0.5, "double_q": True}
+C51 |= {"epsilon_steps": 5_000, "target_interval": 250}
+DQN = {"learning_rate": 1e-3, "batch_size": 128, "replay_ratio": 0.5, "double_q": True}
+DQN |= {"epsilon_steps": 10_000, "epsilon_end": 0.02, "hidden": (256, 256)}
 CASES = {
     "dqn": Case("dqn", "CartPole-v1", 50_000, 475, DQN),
-    "c51": Case("c51", "CartPole-v1", 50_000, 475, DQN),
+    "c51": Case("c51", "CartPole-v1", 50_000, 475, C51),
     "ppo": Case("ppo", "CartPole-v1", 50_000, 475),
     "sac": Case("sac", "Pendulum-v1", 15_000, -250, {"hidden": (64, 64), "batch_size": 128}),
     "ppo-continuous": Case(

@@ -6,6 +6,8 @@ Both train on CartPole with one thread: separate ReLU networks (64 64) for actor
 environments, rollouts of 128 steps, 10 epochs of batches of 64, the same clipping and learning
 rate. A round's figure is the number of updates over the processor time of the whole training,
 acting and environments included.
+
+Found on a shared machine of two cores (7 rounds of 6 rollouts): 1.96 without the probe, 1.87 with.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ Both train on Pendulum with one thread: the same networks (256 256), learning ra
 replay, target rate and tuned temperature, one update for each step. A round's figure is the number
 of updates over the processor time from the first update to the last, acting and environment
 included, the steps before learning left out.
+
+Found on a shared machine of two cores (7 rounds of 200 updates): 1.37 without the probe, 1.38 with.
 """
 
 from __future__ import annotations
