@@ -55,6 +55,9 @@ class Args(RunArgs):
     """Environment steps before the first update; their actions are random."""
     target_interval: int = 500
     """Environment steps between two copies of the network to the target network."""
+    target_rate: float | None = None
+    """Share of the network that goes into the target network at each update (Lillicrap et al.
+    2016), in place of copies; None copies."""
     double_q: bool = False
     """The network chooses the next action, the target network judges it (van Hasselt 2016)."""
     max_grad_norm: float | None = 10.0
@@ -73,6 +76,8 @@ class Args(RunArgs):
         self.check_at_least(0, "replay_ratio learning_starts epsilon_steps")
         if self.replay_capacity < self.num_envs:
             raise ValueError(f"replay_capacity is {self.replay_capacity}; give num_envs or more")
+        if self.target_rate is not None and not 0 < self.target_rate <= 1:
+            raise ValueError(f"target_rate is {self.target_rate}; give more than 0, at most 1")
 
 
 def epsilon(step: int, args: Args) -> float:
@@ -196,6 +201,9 @@ def train(
             width=args.width,
         ).to(args.device)
         target = copy.deepcopy(network).requires_grad_(False)
+        # For a target that follows without a gradient.
+        weights = [parameter.detach() for parameter in network.parameters()]
+        target_weights = [parameter.detach() for parameter in target.parameters()]
         gradient = flat_gradient(list(network.parameters()))
         optimizer = torch.optim.Adam(network.parameters(), args.learning_rate, fused=True)
         # Not the seed alone: the first environment draws from that stream.
@@ -247,7 +255,11 @@ def train(
                     if args.max_grad_norm is not None:
                         gradient.renorm_(2, 0, args.max_grad_norm)
                     optimizer.step()
-                if run.due("target", args.target_interval):
+                    if args.target_rate is not None:
+                        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                            target_weights, weights, args.target_rate
+                        )
+                if args.target_rate is None and run.due("target", args.target_interval):
                     target.load_state_dict(network.state_dict())
 
                 # Show and keep.

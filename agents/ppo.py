@@ -73,7 +73,7 @@ class Args(RunArgs):
     max_grad_norm: float | None = 0.5
     """Largest norm of an update's gradient; None does not clip."""
     target_kl: float | None = None
-    """End a round when the policy has moved by so much (approximate KL divergence)."""
+    """End a round after an epoch whose last batch the policy has moved by so much (KL)."""
     normalise_advantages: bool = True
     """Bring each batch's advantages to mean 0 and deviation 1."""
     normalise_observations: bool = False
@@ -89,7 +89,14 @@ class Args(RunArgs):
         """Refuse what cannot be meant."""
         super().__post_init__()
         self.check_at_least(1, "rollout epochs batch_size")
-        self.check_at_least(0, "clip value_coefficient entropy_coefficient")
+        self.check_at_least(0, "clip value_coefficient entropy_coefficient target_kl")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 to 1")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; give more than 0, or None")
+        if self.watched not in ("actor", "critic", "both"):
+            raise ValueError(f"watched is {self.watched!r}; give 'actor', 'critic' or 'both'")
         if self.rollout * self.num_envs < 2:
             raise ValueError("a rollout of one transition has no advantages to compare")
 
@@ -299,11 +306,18 @@ def train(args: Args, instruments: Instruments = make_instruments) -> Result:
                     rollout.rewards[time] = torch.from_numpy(rewards)
                     rollout.done[time] = torch.from_numpy(step.done)
                     rollout.next_values[time] = torch.from_numpy(~step.terminated)
-                    lasts.append((time, step.done, step.last))
+                    last = step.last
+                    if args.normalise_observations and (
+                        step.done.any() or time + 1 == args.rollout
+                    ):
+                        last = seen.normalised(last)  # by what was seen until then
+                    lasts.append((time, step.done, last))
                 with torch.no_grad():
                     flat = rollout.observations.flatten(0, 1).to(device)
                     rollout.values = critic(flat).view(args.rollout, args.num_envs).cpu()
-                    following = values_after(rollout, lasts, lambda x: critic(shown(x).to(device)))
+                    following = values_after(
+                        rollout, lasts, lambda x: critic(torch.from_numpy(x).to(device))
+                    )
                     rollout.next_values *= following
                     advantage = advantages(
                         rollout.rewards,

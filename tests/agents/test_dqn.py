@@ -101,6 +101,19 @@ def test_target_network_is_a_copy_from_the_last_multiple_of_its_interval(
     assert equal(targets[350], networks[300])
 
 
+def test_target_network_may_follow_as_a_running_average(tmp_path: Path, quick: Quick):
+    path = tmp_path / "checkpoint.pt"
+    args = quick(target_rate=0.25, target_interval=1, checkpoint=path)
+    train(replace(args, total_steps=100))
+    before = torch.load(path, weights_only=True)["states"]["target"]
+    train(replace(args, total_steps=101))  # one update
+    states = torch.load(path, weights_only=True)["states"]
+    for name, old in before.items():
+        expected = 0.75 * old.double() + 0.25 * states["network"][name].double()
+        assert torch.allclose(states["target"][name].double(), expected, atol=1e-7)
+    assert not torch.equal(states["target"]["fc1.weight"], before["fc1.weight"])
+
+
 def test_clipping_the_flat_gradient_equals_clip_grad_norm():
     torch.manual_seed(0)
     for scale in (0.01, 100.0):
@@ -172,6 +185,7 @@ def test_training_leaves_global_states_as_they_were(quick: Quick, equal: Equal):
         ({"replay_ratio": -1.0}, "replay_ratio is -1.0; give 0 or more"),
         ({"num_envs": 8, "replay_capacity": 4}, "give num_envs or more"),
         ({"checkpoint_every": 10}, "needs a file"),
+        ({"target_rate": 0.0}, "more than 0, at most 1"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_fix(

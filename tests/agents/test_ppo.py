@@ -251,6 +251,9 @@ def test_the_learning_rate_falls_in_a_line_where_asked(tmp_path: Path):
     [
         ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
         ({"rollout": 1, "num_envs": 1}, "no advantages to compare"),
+        ({"gamma": 1.5}, "gamma is 1.5; give 0 to 1"),
+        ({"max_grad_norm": -1.0}, "give more than 0, or None"),
+        ({"watched": "trunk"}, "give 'actor', 'critic' or 'both'"),
         ({"env_id": "Lights-v0", "hidden": (8,), "normalise_observations": True}, "for vectors"),
     ],
 )

@@ -1,10 +1,11 @@
 """Digits whose classes trade places: dormancy grows, accuracy falls, ReDo prevents both.
 
 The margins are wide: over seeds 1 to 20 the dormant fraction (tau 0.025) at task 10 was 0.76 to
-0.91 without ReDo, at most 0.60 with any form of it and 0.21 to 0.36 with labels that stay.
+0.91 without ReDo, at most 0.60 with any form of it and 0.21 to 0.36 with labels that stay. The
+accuracy of the base is chaotic and differs from machine to machine: by task 12 it had fallen by 0.2
+on one and by 0.09 on another. All 20 tasks are run, where it is far below on both.
 """
 
-from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -19,7 +20,8 @@ TAU = 0.025
 
 @pytest.fixture(scope="module")
 def runs(run_seeds) -> dict[str, list[Run]]:
-    setting = replace(digits.SETTING, tasks=12)
+    setting = digits.SETTING
+    assert setting.tasks == 20
     arms = {"base": "base", "redo": DEFAULT_REDO, "stationary": "stationary"}
     found = run_seeds([(digits.run, arm, setting) for arm in arms.values()])
     return dict(zip(arms, found, strict=True))
@@ -49,10 +51,10 @@ def test_dormancy_stays_low_where_the_labels_stay(runs):
 
 
 def test_redo_keeps_the_accuracy_on_new_tasks(runs):
-    late = slice(8, 12)
+    late = slice(14, 20)
     assert accuracy(runs["redo"], late) - accuracy(runs["base"], late) > 0.10
     assert accuracy(runs["redo"], late) > 0.80
 
 
 def test_without_redo_the_accuracy_on_new_tasks_falls(runs):
-    assert accuracy(runs["base"], slice(0, 4)) - accuracy(runs["base"], slice(8, 12)) > 0.10
+    assert accuracy(runs["base"], slice(0, 4)) - accuracy(runs["base"], slice(14, 20)) > 0.10
