@@ -161,7 +161,7 @@ def rows(
         comparisons: what to run.
         seeds: of each arm.
         workers: processes, one thread each.
-        engine: see `engines.results`.
+        engine: see `dynamo_probe.sweeps.engines.outcomes`.
         done: rows of runs that are not made again.
 
     Yields:

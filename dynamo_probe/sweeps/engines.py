@@ -88,19 +88,21 @@ def outcomes(
 
 def _tried(function: Callable[..., Any], index: int, job: Job, retries: int) -> Outcome:
     for attempt in range(1, retries + 2):
-        started = time.perf_counter()
-        value, error = _call(function, job)
+        value, error, seconds = _call(function, job)
         if error is None or attempt > retries:
-            return Outcome(index, value, error, attempt, time.perf_counter() - started)
+            return Outcome(index, value, error, attempt, seconds)
     raise AssertionError
 
 
-def _call(function: Callable[..., Any], job: Job) -> tuple[Any, str | None]:
-    """Return the value, or the traceback."""
+def _call(function: Callable[..., Any], job: Job) -> tuple[Any, str | None, float]:
+    """Return the value, or the traceback, and the seconds that it took."""
+    started = time.perf_counter()
+    value, error = None, None
     try:
-        return function(*job[0], **job[1]), None
-    except Exception:
-        return None, traceback.format_exc()
+        value = function(*job[0], **job[1])
+    except (Exception, SystemExit):
+        error = traceback.format_exc()
+    return value, error, time.perf_counter() - started
 
 
 class _Worker:
@@ -108,10 +110,11 @@ class _Worker:
 
     def __init__(self, function: Callable[..., Any], threads: int) -> None:
         """Start it; it imports the function's module when the first job comes."""
-        # Spawned and not forked: threads and locks of this process do not come along.
+        # Spawned and not forked: threads and locks of this process do not come along. No daemon:
+        # those may not have processes of their own, such as a loader's workers.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, threads), daemon=False)
         self.process.start()
         theirs.close()
         self._function = function
@@ -123,22 +126,19 @@ class _Worker:
         self.index, self._started = index, time.perf_counter()
         self.connection.send((self._function, job))
 
-    def answer(self) -> tuple[Any, str | None, bool]:
-        """Return value, error, and whether the process goes on."""
+    def answer(self) -> tuple[Any, str | None, float, bool]:
+        """Return value, error, seconds, and whether the process goes on."""
+        elapsed = time.perf_counter() - self._started
         try:
-            value, error = self.connection.recv()
-            return value, error, True
-        except (EOFError, ConnectionResetError):
+            return *self.connection.recv(), True
+        except (EOFError, OSError):  # also where it died while it was answering
+            self.process.kill()
             self.process.join()
-            return None, f"its process ended: {_ending(self.process.exitcode)}", False
+            ending = _ending(self.process.exitcode)
+            return None, f"its process ended: {ending}", elapsed, False
         except Exception:
             # What came back cannot be read here, such as an object of a class that is not here.
-            return None, traceback.format_exc(), True
-
-    @property
-    def seconds(self) -> float:
-        """How long the call has been going on."""
-        return time.perf_counter() - self._started
+            return None, traceback.format_exc(), elapsed, True
 
     def stop(self) -> None:
         """End it, whatever it does."""
@@ -159,13 +159,15 @@ def _serve(connection: Connection, threads: int) -> None:
         except EOFError:
             return
         except Exception:
-            connection.send((None, traceback.format_exc()))
+            connection.send((None, traceback.format_exc(), 0.0))
             continue
         answer = _call(function, job)
         try:
             connection.send(answer)
+        except OSError:  # nobody is there to hear it
+            return
         except Exception:  # what it returned cannot be pickled
-            connection.send((None, traceback.format_exc()))
+            connection.send((None, traceback.format_exc(), answer[2]))
 
 
 def _on_processes(
@@ -184,14 +186,19 @@ def _on_processes(
             while waiting and idle:
                 index, attempt = waiting.popleft()
                 worker = idle.pop()
+                try:
+                    worker.take(index, jobs[index])
+                except OSError:  # it died while it had nothing to do: no attempt of this call
+                    worker.stop()
+                    idle.append(_Worker(function, threads))
+                    waiting.appendleft((index, attempt))
+                    continue
                 if attempt == 1:
                     begun(index)
-                worker.take(index, jobs[index])
                 busy[worker.connection] = (worker, attempt)
             for connection in wait(list(busy)):
                 worker, attempt = busy.pop(connection)
-                seconds = worker.seconds
-                value, error, alive = worker.answer()
+                value, error, seconds, alive = worker.answer()
                 if not alive:
                     worker.stop()
                     worker, index = _Worker(function, threads), worker.index
@@ -242,15 +249,15 @@ def _on_ray(
             (done,), _ = ray.wait(list(running))
             index, attempt, began = running.pop(done)
             try:
-                value, error = ray.get(done)
+                value, error, seconds = ray.get(done)
             except ray.exceptions.RayError as died:
                 value, error = None, f"its process ended: {died}"
-            now = time.perf_counter()
+                seconds = time.perf_counter() - began  # waiting for a processor included
             if error is not None and attempt <= retries:
                 again = task.remote(function, jobs[index], threads)
-                running[again] = (index, attempt + 1, now)
+                running[again] = (index, attempt + 1, time.perf_counter())
             else:
-                yield Outcome(index, value, error, attempt, now - began)
+                yield Outcome(index, value, error, attempt, seconds)
     finally:
         if started:
             ray.shutdown()
@@ -258,7 +265,7 @@ def _on_ray(
 
 def _call_with_threads(
     function: Callable[..., Any], job: Job, threads: int
-) -> tuple[Any, str | None]:
+) -> tuple[Any, str | None, float]:
     import torch
 
     torch.set_num_threads(threads)

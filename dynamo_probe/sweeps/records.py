@@ -60,13 +60,16 @@ def canonical(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return dataclasses and paths as what JSON knows; anything else as it is."""
+    """Return dataclasses, paths, arrays and tensors as what JSON knows; anything else as it is."""
     if is_dataclass(value) and not isinstance(value, type):
         return {name: plain(item) for name, item in asdict(value).items()}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    as_list: Any = getattr(value, "tolist", None)
+    if callable(as_list):  # NumPy's and torch's
+        return as_list()
     return str(value) if isinstance(value, Path) else value
 
 
@@ -91,24 +94,35 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a file; one that an interruption cut off is cut off the file, too.
+    """Return the rows of a file; it may be one that a sweep is writing to.
+
+    A last line that is not whole, because an interruption cut it off or because it is being
+    written, is left out.
 
     Raises:
-        ValueError: when a line that is whole is no JSON.
+        ValueError: when a line is not that of a sweep.
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
+    whole, torn = _split(path.read_bytes())
+    if torn and not torn.startswith(b"{"):
+        raise ValueError(f"the last line of {path} is not a row of a sweep: {torn[:40]!r}")
     rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number} of {path} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} of {path} is not a row of a sweep: {line[:40]!r}")
+        rows.append(row)
     return rows
+
+
+def _split(content: bytes) -> tuple[bytes, bytes]:
+    """Return the whole lines of a file, and what follows them."""
+    end = content.rfind(b"\n") + 1
+    return content[:end], content[end:]
 
 
 def write_row(file: IO[str], row: Row) -> None:
@@ -120,16 +134,19 @@ def write_row(file: IO[str], row: Row) -> None:
 
 @contextmanager
 def appending(path: Path) -> Iterator[IO[str]]:
-    """Open a file for one sweep alone.
+    """Open a file for one sweep alone; a last line that was cut off is taken off it.
 
     Raises:
         RuntimeError: when another process has it.
+        ValueError: when it is not a file of a sweep; nothing of it is changed.
     """
+    read_rows(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         try:
             import fcntl
         except ModuleNotFoundError:  # Windows: two sweeps on one file are not noticed there
+            _cut(path)
             yield file
             return
         try:
@@ -138,4 +155,11 @@ def appending(path: Path) -> Iterator[IO[str]]:
             raise RuntimeError(
                 f"another sweep writes to {path}; wait for it, or give another out="
             ) from None
+        _cut(path)
         yield file
+
+
+def _cut(path: Path) -> None:
+    whole, torn = _split(path.read_bytes())
+    if torn:
+        os.truncate(path, len(whole))

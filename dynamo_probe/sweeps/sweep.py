@@ -137,6 +137,9 @@ def sweep(
         )
     function = name_of(fn)
     settings = expand(grid)
+    seeds = list(seeds)
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise ValueError(f"the seeds are {seeds}; give whole numbers")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"the seeds {list(seeds)} have one twice")
     runs = [(place, one, seed) for place, one in enumerate(settings) for seed in seeds]

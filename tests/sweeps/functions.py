@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -41,7 +44,11 @@ def odd(kind: str, seed: int) -> Any:
     if seed == 1 and kind == "result":
         return {"what": lambda: 0}
     if seed == 1 and kind == "words":
-        return {"what": torch.zeros(2)}
+        return {"what": object}
+    if seed == 1 and kind == "system exit":
+        sys.exit("no more")
+    if seed == 1 and kind == "child":
+        multiprocessing.get_context("spawn").Process(target=print).start()
     return {"seed": seed}
 
 
@@ -56,3 +63,13 @@ def counted(folder: str, seed: int) -> float:
     with (Path(folder) / "calls").open("a") as file:
         file.write(f"{seed}\n")
     return float("nan") if seed == 2 else seed / 2
+
+
+def numbers(seed: int) -> Any:
+    return {"array": np.arange(2), "tensor": torch.tensor(1.5), "seed": np.int64(seed)}
+
+
+def dies_between(seed: int) -> int:
+    """Answer, and be killed a moment later, when the process has nothing to do or the next call."""
+    os.system(f"(sleep 0.02; kill -9 {os.getpid()}) &")
+    return seed

@@ -99,6 +99,7 @@ def test_a_failed_run_is_made_once_more(tmp_path: Path) -> None:
         ("kill", "killed by SIGKILL"),
         ("result", "pickle"),
         ("words", "cannot be recorded"),
+        ("system exit", "SystemExit: no more"),
     ],
 )
 def test_a_run_that_fails_twice_is_recorded_and_takes_no_other_along(
@@ -113,6 +114,39 @@ def test_a_run_that_fails_twice_is_recorded_and_takes_no_other_along(
     assert len(read_rows(out)) == 4
     with pytest.raises(SweepFailed, match="1 runs failed"):
         found.raise_for_failures()
+
+
+def test_a_call_may_have_processes_of_its_own() -> None:
+    assert not sweep(functions.odd, {"kind": ["child"]}, seeds=[1], workers=1, retries=0).failed
+
+
+def test_arrays_and_tensors_are_recorded_as_numbers() -> None:
+    (row,) = sweep(functions.numbers, {}, seeds=[7], workers=0)
+    assert row["result"] == {"array": [0, 1], "tensor": 1.5, "seed": 7}
+
+
+def test_a_worker_that_dies_between_two_calls_takes_none_along() -> None:
+    found = sweep(functions.dies_between, {}, seeds=range(4), workers=1, retries=5)
+    assert [row["result"] for row in found] == [0, 1, 2, 3]
+
+
+def test_reading_never_changes_a_file_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b":')
+    assert read_rows(path) == [{"a": 1}]
+    assert path.read_bytes() == b'{"a": 1}\n{"b":'
+    with appending(path) as file:
+        file.write('{"c": 3}\n')
+    assert read_rows(path) == [{"a": 1}, {"c": 3}]
+
+
+@pytest.mark.parametrize("text", ["dear diary", "dear diary\n", "[\n  1\n]", "[1]\n"])
+def test_another_files_content_is_refused_and_left_as_it_was(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is not"):
+        sweep(functions.numbers, {}, seeds=[1], workers=0, out=path)
+    assert path.read_text() == text
 
 
 def test_a_failed_run_is_made_anew_by_the_next_call(tmp_path: Path) -> None:
@@ -197,6 +231,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
         (lambda: sweep(functions.add, {"left": [1, 1]}), ValueError, "come twice"),
         (lambda: sweep(functions.add, [{"seed": 1}]), ValueError, "give seeds="),
         (lambda: sweep(functions.add, {}, [1, 1]), ValueError, "one twice"),
+        (lambda: sweep(functions.add, {}, [1.5]), ValueError, "give whole numbers"),  # type: ignore
         (lambda: sweep(functions.add, {}, engine="threads"), ValueError, "process, ray"),
         (lambda: sweep(functions.add, {}, workers=-1), ValueError, "give 0 or more"),
     ],
