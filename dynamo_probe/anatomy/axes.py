@@ -56,7 +56,9 @@ def declared_axes(model: nn.Module, given: Mapping[str, str] | None) -> dict[str
     Raises:
         ValueError: when a pattern matches no module, or axes cannot be read.
     """
-    parsed = {pattern: parse_axes(text) for pattern, text in (given or {}).items()}
+    if not given:
+        return {}
+    parsed = {pattern: parse_axes(text) for pattern, text in given.items()}
     names = [name for name, _ in model.named_modules() if name]
     found: dict[str, Axes] = {}
     for pattern, axes in parsed.items():

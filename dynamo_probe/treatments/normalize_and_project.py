@@ -57,6 +57,7 @@ class NormalizeAndProject(Treatment):
         self.every = every
         self._norms: dict[str, float] = {}
         self._refused: dict[str, str] = {}
+        self._verdicts: dict[str, str] = {}
         self._free: dict[int, list[tuple[str, nn.Module]]] = {}
         self._steps: dict[int, int] = {}
         self._logarithm = 0.0
@@ -97,16 +98,13 @@ class NormalizeAndProject(Treatment):
                 layer = site.model.get_submodule(full)
                 if f"{full}.weight" not in parameters or layer.get_parameter("weight").dim() < 2:
                     continue
-                if refused is None:
+                # What a run found out at its beginning holds after a resume.
+                refused = self._verdicts.setdefault(full, refused or "")
+                if not refused:
                     self._add(site, full, layer)
                 elif full not in self._refused:
                     self._refused[full] = refused
                     site.note("skipped", f"{self.name}: {full}", reason=refused)
-        if not any(self._free.values()):
-            raise ValueError(
-                "no layer's scale is free, so that there is nothing to project; put a LayerNorm or "
-                "RMSNorm before each activation function"
-            )
 
     def _add(self, site: Site, name: str, layer: nn.Module) -> None:
         for optimizer in site.optimizers:
@@ -116,8 +114,15 @@ class NormalizeAndProject(Treatment):
                     layers.append((name, layer))
 
     def _after(self, optimizer: Optimizer, closure: bool) -> None:
+        if not self.enabled:
+            return
+        if self._verdicts and not any(self._free.values()):
+            raise ValueError(
+                "no layer's scale is free, so that there is nothing to project; put a LayerNorm or "
+                "RMSNorm before each activation function"
+            )
         layers = self._free.get(id(optimizer), [])
-        if not self.enabled or not layers:
+        if not layers:
             return
         key = list(map(id, self._site.optimizers)).index(id(optimizer))
         self._steps[key] = self._steps.get(key, 0) + 1
@@ -148,6 +153,7 @@ class NormalizeAndProject(Treatment):
             "norms": dict(self._norms),
             "steps": dict(self._steps),
             "refused": dict(self._refused),
+            "verdicts": dict(self._verdicts),
             "logarithm": self._logarithm,
             "factors": self._factors,
             "enabled": self.enabled,
@@ -156,7 +162,7 @@ class NormalizeAndProject(Treatment):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self._norms, self._steps = dict(state["norms"]), dict(state["steps"])
-        self._refused = dict(state["refused"])
+        self._refused, self._verdicts = dict(state["refused"]), dict(state["verdicts"])
         self._logarithm, self._factors = float(state["logarithm"]), int(state["factors"])
         self.enabled = bool(state["enabled"])
 
@@ -173,8 +179,10 @@ def free_layers(model: nn.Module, batch: Batch, names: Iterable[str]) -> Mapping
     """Return for each layer None where its scale is free, or else the reason.
 
     A layer's scale is free when the output of the model stays the same, up to rounding and the
-    small epsilon of norms, with its weight and bias multiplied by 4. The model runs in its own
-    mode, so that BatchNorm normalises in training.
+    small epsilon of norms, with its weight and bias multiplied by 4, and yet depends on the layer:
+    it changes when they are multiplied by -1. Changes are held against how far the output varies
+    over the batch, so that a large constant hides nothing. The model runs in its own mode, so that
+    BatchNorm normalises in training.
 
     Args:
         model: the model; nothing of it changes.
@@ -193,21 +201,30 @@ def free_layers(model: nn.Module, batch: Batch, names: Iterable[str]) -> Mapping
         layer = copied.get_submodule(name)
         parts = [p for p in (layer.weight, getattr(layer, "bias", None)) if isinstance(p, Tensor)]
         kept = [part.detach().clone() for part in parts]
-        with torch.no_grad():
-            for part in parts:
-                part.mul_(4.0)
-        after = outputs()
-        with torch.no_grad():
-            for part, old in zip(parts, kept, strict=True):
-                part.copy_(old)
-        found[name] = None if _same(before, after) else "its scale changes the output"
+        scaled = []
+        for factor in (4.0, -1.0):
+            with torch.no_grad():
+                for part in parts:
+                    part.mul_(factor)
+            scaled.append(outputs())
+            with torch.no_grad():
+                for part, old in zip(parts, kept, strict=True):
+                    part.copy_(old)
+        if not _same(before, scaled[0]):
+            found[name] = "its scale changes the output"
+        elif _same(before, scaled[1]):
+            found[name] = "nothing of it was seen in the output"
+        else:
+            found[name] = None
     return found
 
 
 def _same(before: list[Tensor], after: list[Tensor]) -> bool:
     for old, new in zip(before, after, strict=True):
-        size = float(old.abs().max()) if old.numel() else 0.0
-        if old.numel() and float((new - old).abs().max()) > 1e-2 * size:
+        if not old.numel():
+            continue
+        varies = float((old - old.mean(0)).abs().max()) if old.dim() else float(old.abs())
+        if float((new - old).abs().max()) > 1e-2 * varies:
             return False
     return True
 

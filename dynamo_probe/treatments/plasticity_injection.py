@@ -23,6 +23,11 @@ from dynamo_probe.schedule import Every
 from dynamo_probe.site import Site
 from dynamo_probe.treatments.parameters import clear_state, overwrite
 
+_NOISY = (
+    nn.modules.dropout._DropoutNd,
+    nn.RReLU,
+)
+
 
 class Injectable(nn.Module):
     """A module into which plasticity can be injected: `model.head = dp.Injectable(model.head)`.
@@ -44,8 +49,8 @@ class Injectable(nn.Module):
             head: the module; its parameters stay the ones that are trained.
 
         Raises:
-            ValueError: when it has no parameters, or has buffers, which frozen copies would not
-                follow.
+            ValueError: when it has no parameters, has buffers, which frozen copies would not
+                follow, or draws random numbers.
         """
         super().__init__()
         if not any(True for _ in head.parameters()):
@@ -54,6 +59,12 @@ class Injectable(nn.Module):
             raise ValueError(
                 f"the {type(head).__name__} has buffers, such as running statistics, which differ "
                 "between the copies; give a head without"
+            )
+        noisy = [m for m in head.modules() if isinstance(m, _NOISY)]
+        if noisy:
+            raise ValueError(
+                f"the head has a {type(noisy[0]).__name__}, whose noise would differ between the "
+                "copies, so that they would not cancel; give a head without"
             )
         self.head = head
         self.old = FrozenCopy(copy.deepcopy(head))

@@ -158,7 +158,8 @@ def test_a_failed_run_is_made_anew_by_the_next_call(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from dynamo_probe.sweeps.sweep import sweep
 from tests.sweeps import functions
 if __name__ == "__main__":

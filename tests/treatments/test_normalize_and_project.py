@@ -113,3 +113,39 @@ def test_a_model_without_norms_is_told_what_is_missing_and_trains_on_untouched()
                     train(net, optimizer, loss, 5)
         results.append(everything([net], [optimizer]))
     assert identical(*results)
+
+
+def test_a_head_that_begins_at_zero_does_not_make_every_layer_free() -> None:
+    seeded()
+    plain, norms = mlp(4, 8, 2), normalised()
+    for net in (plain, norms):
+        nn.init.zeros_(net[-1].weight)
+        nn.init.zeros_(net[-1].bias)
+        names = [n for n, m in net.named_modules() if isinstance(m, nn.Linear)]
+        found = free_layers(net, Batch((torch.randn(8, 4),), {}), names)
+        assert None not in found.values()
+
+
+def test_a_large_constant_in_the_output_hides_no_scale() -> None:
+    seeded()
+    net = mlp(4, 8, 2)
+    with torch.no_grad():
+        net[2].bias.fill_(1000.0)
+    found = free_layers(net, Batch((torch.randn(8, 4),), {}), ["0", "2"])
+    assert set(found.values()) == {"its scale changes the output"}
+
+
+def test_a_resumed_run_projects_what_the_run_found_at_its_beginning() -> None:
+    seeded()
+    net = normalised()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    with dp.watch(net, optimizer, NormalizeAndProject(), on_error="raise") as watch:
+        train(net, optimizer, loss, 3)
+        state = watch.state_dict()
+    with torch.no_grad():
+        net[6].weight.zero_()  # nothing of any layer is seen in the output now
+    before = sizes(net)
+    with dp.watch(net, optimizer, NormalizeAndProject(), on_error="raise") as watch:
+        watch.load_state_dict(state)
+        train(net, optimizer, loss, 5)
+    assert sizes(net)["0.weight"] == pytest.approx(before["0.weight"], rel=1e-5)

@@ -135,6 +135,8 @@ def test_a_model_that_is_not_prepared_is_told_how() -> None:
         dp.watch(net, torch.optim.Adam(net.parameters()), PlasticityInjection(5))
     with pytest.raises(ValueError, match="no parameters"):
         Injectable(nn.ReLU())
+    with pytest.raises(ValueError, match="Dropout, whose noise"):
+        Injectable(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
     with pytest.raises(ValueError, match="running statistics"):
         Injectable(nn.BatchNorm1d(3))
 
