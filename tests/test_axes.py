@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamo_probe as dp
-from dynamo_probe.anatomy.axes import Axes, parse_axes
+from dynamo_probe.anatomy.axes import Axes, declared_axes, parse_axes
 from dynamo_probe.functional.dormancy import normalised_scores
 from tests.models import mlp
 from tests.training import everything, identical, seeded, train
@@ -159,6 +159,67 @@ def test_units_may_lie_on_any_axis_without_replicas() -> None:
     found = torch.tensor(watch.history.latest("dormancy/scores/0"))
     assert torch.allclose(found, normalised_scores(h.mean(1)), rtol=1e-5)
     assert watch.history.latest("dormancy/samples") == 20
+
+
+class Reordered(nn.Module):
+    """A stacked layer whose ReLU sees the axes in another order or number."""
+
+    def __init__(self, there, back) -> None:
+        super().__init__()
+        self.fc1, self.out, self.there, self.back = Stacked(4, 8), Stacked(8, 2), there, back
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.back(self.there(self.fc1(x)).relu()))
+
+
+@pytest.mark.parametrize(
+    ("there", "back"),
+    [
+        (lambda h: h.transpose(0, 1), lambda h: h.transpose(0, 1)),
+        (lambda h: h.flatten(0, 1), lambda h: h.unflatten(0, (REPLICAS, 16))),
+        (lambda h: h.unsqueeze(1), lambda h: h.squeeze(1)),
+    ],
+    ids=["transposed", "flattened", "longer"],
+)
+def test_replicas_are_counted_in_the_output_where_a_relu_sees_other_axes(there, back) -> None:
+    seeded()
+    net = Reordered(there, back)
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    x = torch.randn(REPLICAS, 16, 4)
+    with dp.watch(net, optimizer, dp.Dormancy(1), axes=AXES, on_error="raise") as watch:
+        train(net, optimizer, lambda m: m(x).square().sum(), 1)
+    h = (x.double() @ net.fc1.weight.detach().double()).relu()
+    expected = torch.cat([normalised_scores(one.mean(0)) for one in h])
+    found = torch.tensor(watch.history.latest("dormancy/scores/fc1"))
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "missing"), [("unit a b c", "its units"), ("replica a b unit", "replicas")]
+)
+def test_a_layer_without_the_named_axis_is_left_out_with_a_reason(axes: str, missing: str) -> None:
+    seeded()
+    net = Reordered(lambda h: h.transpose(0, 1), lambda h: h.transpose(0, 1))
+    given = {"fc1": axes, "out": "replica batch unit"}
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    with dp.watch(net, optimizer, dp.Dormancy(1), axes=given, on_error="raise") as watch:
+        train(net, optimizer, loss, 2)
+    assert not [t for t in watch.history.tags() if t.startswith("dormancy")]
+    assert any(f"no axis of {missing}" in str(e) for e in watch.events if e.kind == "skipped")
+
+
+def test_axes_that_contradict_a_layer_of_torch_are_refused() -> None:
+    net = mlp(4, 8, 2)
+    with pytest.raises(ValueError, match="lie on axis -1 of its output, not on -2"):
+        dp.watch(net, torch.optim.SGD(net.parameters()), dp.Dormancy(), axes={"0": "unit batch"})
+    given = {"*": "batch unit"}
+    with dp.watch(net, torch.optim.SGD(net.parameters()), dp.Dormancy(), axes=given):
+        pass
+
+
+def test_of_several_patterns_the_first_counts() -> None:
+    given = {"fc1": "replica batch unit", "fc*": "batch unit"}
+    assert declared_axes(ensemble(), given) == {"fc1": Axes(-1, -3), "fc2": Axes(-1)}
 
 
 @pytest.mark.parametrize(

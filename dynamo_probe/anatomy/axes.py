@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from dynamo_probe.anatomy.layer import units_of
+
 
 @dataclass(frozen=True, slots=True)
 class Axes:
@@ -54,7 +56,8 @@ def declared_axes(model: nn.Module, given: Mapping[str, str] | None) -> dict[str
         given: `{shell pattern of module names: axes}`.
 
     Raises:
-        ValueError: when a pattern matches no module, or axes cannot be read.
+        ValueError: when a pattern matches no module, axes cannot be read, or they contradict what
+            is known of a layer of torch.
     """
     if not given:
         return {}
@@ -67,4 +70,11 @@ def declared_axes(model: nn.Module, given: Mapping[str, str] | None) -> dict[str
             raise ValueError(f"axes for {pattern!r}: no module is called so; there are {names}")
         for name in matching:
             found.setdefault(name, axes)
+    for name, axes in found.items():
+        own = units_of(model.get_submodule(name))
+        if own is not None and own[1] != axes.unit:
+            raise ValueError(
+                f"axes for {name!r}: the units of a {type(model.get_submodule(name)).__name__} lie "
+                f"on axis {own[1]} of its output, not on {axes.unit}"
+            )
     return found

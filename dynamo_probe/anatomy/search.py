@@ -209,19 +209,31 @@ class Search:
         """Return the layer if its activations have an axis of its units."""
         shape = self.flow.shapes[layer.value]
         declared = self.axes.get(layer.name)
-        if declared is not None and declared.replica is not None:
-            if layer.partner is not None:
-                raise Unreadable("a gated layer of replicas")
-            if len(shape) < -declared.replica:
-                raise Unreadable(f"its activations have shape {tuple(shape)}: no axis of replicas")
-            layer = replace(
-                layer, replicas=int(shape[declared.replica]), replica_axis=declared.replica
-            )
+        if declared is not None:
+            layer = self.with_axes(layer, declared)
         if layer.tap.function is None and (
             len(shape) < -layer.tap.axis or shape[layer.tap.axis] != layer.units
         ):
             raise Unreadable(f"its activations have shape {tuple(shape)}: no axis of its units")
         return layer
+
+    def with_axes(self, layer: Layer, declared: Axes) -> Layer:
+        """Return the layer with the replicas that its user has named, if its output has the axes.
+
+        They are counted in its output: what follows may see it under another order of axes.
+        """
+        output = next(c.output for c in self.flow.calls[layer.name] if c.output is not None)
+        shape = self.flow.shapes[output]
+        if len(shape) < -declared.unit:
+            raise Unreadable(f"its output has shape {tuple(shape)}: no axis of its units")
+        if declared.replica is None:
+            return layer
+        if layer.partner is not None:
+            raise Unreadable("a gated layer of replicas")
+        if len(shape) < -declared.replica:
+            raise Unreadable(f"its output has shape {tuple(shape)}: no axis of replicas")
+        replicas = int(shape[declared.replica])
+        return replace(layer, replicas=replicas, replica_axis=declared.replica)
 
     def direct_tap(self, value: int, axis: int) -> Tap | None:
         """Return a tap on a module whose output or input is the value, if there is one."""

@@ -89,6 +89,21 @@ def test_replays_do_not_mix_and_forget_the_oldest():
     assert not torch.equal(batch.actions[0], batch.actions[1])
 
 
+def test_a_truncated_episode_is_stored_as_one_that_goes_on(monkeypatch: pytest.MonkeyPatch):
+    kept: list[StackedReplay] = []
+
+    class Kept(StackedReplay):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            kept.append(self)
+
+    monkeypatch.setattr(replicas, "StackedReplay", Kept)
+    train(replace(QUICK, env_id="Corridor-v0", total_steps=16, learning_starts=16, replicas=2))
+    # Three steps to a terminal state, then five to a time limit.
+    expected = [1, 1, 0, 1, 1, 1, 1, 1] * 2
+    assert kept[0].stored.continues[:, :16].tolist() == [expected, expected]
+
+
 def test_the_probe_reads_each_replica_and_changes_nothing():
     plain = train(QUICK)
     probed = train(replace(QUICK, probe=True, probe_every=20))
