@@ -92,13 +92,16 @@ def epsilon(step: int, args: Args) -> float:
 def td_targets(
     batch: Batch, network: nn.Module, target: nn.Module, gamma: float, double_q: bool
 ) -> Tensor:
-    """Return reward + gamma * value of the next observation, `[batch]`; no value after the end."""
+    """Return reward + gamma * value of the next observation; no value after the end.
+
+    `[batch]`, or `[replicas, batch]` where a network holds several.
+    """
     next_values = target(batch.next_observations)
     if double_q:
-        best = network(batch.next_observations).argmax(1, keepdim=True)
-        next_value = next_values.gather(1, best).squeeze(1)
+        best = network(batch.next_observations).argmax(-1, keepdim=True)
+        next_value = next_values.gather(-1, best).squeeze(-1)
     else:
-        next_value = next_values.amax(1)
+        next_value = next_values.amax(-1)
     return torch.addcmul(batch.rewards, next_value, batch.continues, value=gamma)
 
 

@@ -143,20 +143,6 @@ def clip_each(gradients: list[Tensor], largest: float) -> None:
         gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-def td_targets(
-    batch: Batch, network: nn.Module, target: nn.Module, gamma: float, double_q: bool
-) -> Tensor:
-    """Return reward + gamma * value of the next observation, `[replicas, batch]`."""
-    with torch.no_grad():
-        next_values = target(batch.next_observations)
-        if double_q:
-            best = network(batch.next_observations).argmax(2, keepdim=True)
-            next_value = next_values.gather(2, best).squeeze(2)
-        else:
-            next_value = next_values.amax(2)
-        return torch.addcmul(batch.rewards, next_value, batch.continues, value=gamma)
-
-
 def train(args: Args) -> Result:
     """Train all replicas.
 
@@ -211,7 +197,7 @@ def train(args: Args) -> Result:
                 update_started = update_started or time.process_time()
                 updates += 1
                 batch = replay.sample(args.batch_size)
-                targets = td_targets(batch, network, target, args.gamma, args.double_q)
+                targets = dqn.td_targets(batch, network, target, args.gamma, args.double_q)
                 values = network(batch.observations)
                 chosen = values.gather(2, batch.actions.unsqueeze(2)).squeeze(2)
                 # Each replica's mean; in the sum none of them meets another's weights.

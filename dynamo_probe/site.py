@@ -37,6 +37,10 @@ AfterStep = Callable[[Optimizer, bool], None]
 """Takes an optimizer that has just stepped, and whether it was given a closure."""
 
 
+def _nothing(*_: object) -> None:
+    """Stand for what an instrument does not do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Follower:
     """What an instrument does after every update, whatever its schedule.
@@ -179,9 +183,9 @@ class Site:
     def constrain(
         self,
         instrument: Instrument,
-        before: BeforeStep,
-        after: AfterStep,
-        hold: Callable[[], None],
+        before: BeforeStep = _nothing,
+        after: AfterStep = _nothing,
+        hold: Callable[[], None] = _nothing,
     ) -> None:
         """Ask to be called around every step of every optimizer, whatever the schedule.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,16 @@ def record_initial(weight: Tensor) -> Initial:
         likelihood["truncated normal"] = _truncated_likelihood(n, std, largest)
     family = max(likelihood, key=lambda one: likelihood[one])
     return Initial(family, largest * (n + 1) / n if family == "uniform" else std)
+
+
+def saved_initials(initials: Mapping[str, Initial]) -> dict[str, tuple[str, float]]:
+    """Return distributions as plain values, for a checkpoint."""
+    return {name: (one.family, one.scale) for name, one in initials.items()}
+
+
+def loaded_initials(saved: Mapping[str, Any]) -> dict[str, Initial]:
+    """Take back what `saved_initials` gave."""
+    return {name: Initial(*one) for name, one in saved.items()}
 
 
 def default_initial(module: nn.Module) -> Initial:

@@ -51,7 +51,7 @@ class L2Init(Treatment):
     def attach(self, site: Site) -> None:
         """Ask to be called around steps."""
         self._site = site
-        site.constrain(self, self._before, _nothing, _nothing)
+        site.constrain(self, before=self._before)
 
     def _remember(self, site: Site) -> None:
         """Keep the initial parameters, unless they came with a checkpoint.
@@ -114,7 +114,3 @@ class L2Init(Treatment):
         """Take them back."""
         self._initial = {name: value.clone() for name, value in state["initial"].items()}
         self.enabled = bool(state["enabled"])
-
-
-def _nothing(*_: Any) -> None:
-    """Do nothing."""

@@ -56,7 +56,6 @@ class NormalizeAndProject(Treatment):
             raise ValueError(f"every is {every}; give 1 or more")
         self.every = every
         self._norms: dict[str, float] = {}
-        self._refused: dict[str, str] = {}
         self._verdicts: dict[str, str] = {}
         self._free: dict[int, list[tuple[str, nn.Module]]] = {}
         self._steps: dict[int, int] = {}
@@ -72,7 +71,7 @@ class NormalizeAndProject(Treatment):
         refuse_sharded(self.name, learned(site))
         self._site = site
         site.want_batch()
-        site.constrain(self, _nothing, self._after, _nothing)
+        site.constrain(self, after=self._after)
 
     def start(self, site: Site) -> None:
         """Keep the initial norms, unless they came with a checkpoint."""
@@ -99,11 +98,11 @@ class NormalizeAndProject(Treatment):
                 if f"{full}.weight" not in parameters or layer.get_parameter("weight").dim() < 2:
                     continue
                 # What a run found out at its beginning holds after a resume.
+                known = full in self._verdicts
                 refused = self._verdicts.setdefault(full, refused or "")
                 if not refused:
                     self._add(site, full, layer)
-                elif full not in self._refused:
-                    self._refused[full] = refused
+                elif not known:
                     site.note("skipped", f"{self.name}: {full}", reason=refused)
 
     def _add(self, site: Site, name: str, layer: nn.Module) -> None:
@@ -135,11 +134,11 @@ class NormalizeAndProject(Treatment):
                 if not 0 < size < float("inf"):
                     continue
                 factor = self._norms[f"{name}.weight"] / size
+                self._logarithm += math.log(factor)  # before anything is written: it may fail
+                self._factors += 1
                 for part in (layer.get_parameter("weight"), getattr(layer, "bias", None)):
                     if isinstance(part, Tensor):
                         part.detach().mul_(factor)
-                self._logarithm += math.log(factor)
-                self._factors += 1
 
     def fire(self, site: Site) -> None:
         """Read how much was taken back."""
@@ -152,7 +151,6 @@ class NormalizeAndProject(Treatment):
         return {
             "norms": dict(self._norms),
             "steps": dict(self._steps),
-            "refused": dict(self._refused),
             "verdicts": dict(self._verdicts),
             "logarithm": self._logarithm,
             "factors": self._factors,
@@ -162,7 +160,7 @@ class NormalizeAndProject(Treatment):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self._norms, self._steps = dict(state["norms"]), dict(state["steps"])
-        self._refused, self._verdicts = dict(state["refused"]), dict(state["verdicts"])
+        self._verdicts = dict(state["verdicts"])
         self._logarithm, self._factors = float(state["logarithm"]), int(state["factors"])
         self.enabled = bool(state["enabled"])
 
@@ -171,7 +169,11 @@ class NormalizeAndProject(Treatment):
         projected = [name for layers in self._free.values() for name, _ in layers]
         return [
             f"projects {', '.join(projected) or 'nothing'}",
-            *(f"leaves {name} alone: {reason}" for name, reason in self._refused.items()),
+            *(
+                f"leaves {name} alone: {reason}"
+                for name, reason in self._verdicts.items()
+                if reason
+            ),
         ]
 
 
@@ -231,7 +233,3 @@ def _same(before: list[Tensor], after: list[Tensor]) -> bool:
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor.detach().double()))
-
-
-def _nothing(*_: Any) -> None:
-    """Do nothing."""

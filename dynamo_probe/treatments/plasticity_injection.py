@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamo_probe.anatomy.dataflow import tensors_in
 from dynamo_probe.anatomy.frozen_copy import FrozenCopy
 from dynamo_probe.anatomy.mirror import as_networks, check_mirror
 from dynamo_probe.anatomy.shards import is_sharded
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.functional.fresh import record_distributions
-from dynamo_probe.functional.initial import Initial, draw
+from dynamo_probe.functional.initial import Initial, draw, loaded_initials, saved_initials
 from dynamo_probe.functional.ledger import Ledger
 from dynamo_probe.functional.moments import States
 from dynamo_probe.instrument import Treatment
 from dynamo_probe.schedule import Every
 from dynamo_probe.site import Site
+from dynamo_probe.treatments.output_change import output_change
 from dynamo_probe.treatments.parameters import clear_state, overwrite
 
 _NOISY = (
@@ -161,47 +161,44 @@ class PlasticityInjection(Treatment):
         """Inject."""
         if self._injected:
             return
-        before = self._outputs(site)
-        states = States(site.optimizers)
-        with torch.no_grad(), Ledger() as ledger:
-            for network in (site.model, *map(unwrap, self.mirror)):
-                for name, module in injectables(network).items():
-                    ledger.put(module.__dict__, "injected", True)
-                    own = dict(module.head.named_parameters())
-                    for part, old in module.old.inner.named_parameters():
-                        overwrite(ledger, old, own[part].detach().clone())
-                    anchors = dict(module.anchor.inner.named_parameters())
-                    for part, parameter in own.items():
-                        initial = self._initial[f"{name}.{part}"]
-                        generator = site.generator(self.name, name, part)
-                        fresh = draw(initial, parameter.shape, generator, parameter.dtype)
-                        overwrite(ledger, anchors[part], fresh)
-                        overwrite(ledger, parameter, fresh)
-                        clear_state(ledger, states, [parameter], restarts=True)
+        with output_change(site) as change:
+            states = States(site.optimizers)
+            with torch.no_grad(), Ledger() as ledger:
+                for network in (site.model, *map(unwrap, self.mirror)):
+                    for name, module in injectables(network).items():
+                        self._inject(site, name, module, ledger, states)
         self._injected = True
-        after = self._outputs(site)
-        change = max(
-            (float((b - a).abs().max()) for a, b in zip(before, after, strict=True) if a.numel()),
-            default=None,
-        )
-        if change is not None:
-            site.emit(f"{self.name}/output_change", change)
+        if "largest" in change:
+            site.emit(f"{self.name}/output_change", change["largest"])
         site.note("recycled", self.name, heads=sorted(injectables(site.model)))
 
-    def _outputs(self, site: Site) -> list[Tensor]:
-        if site.fixed.given is None:
-            return []
-        with site.apart() as model:
-            return [t.detach().double() for t in tensors_in(site.batches()[""].run(model))]
+    def _inject(
+        self, site: Site, name: str, module: Injectable, ledger: Ledger, states: States
+    ) -> None:
+        ledger.put(module.__dict__, "injected", True)
+        own = dict(module.head.named_parameters())
+        for part, old in module.old.inner.named_parameters():
+            overwrite(ledger, old, own[part].detach().clone())
+        anchors = dict(module.anchor.inner.named_parameters())
+        for part, parameter in own.items():
+            generator = site.generator(self.name, name, part)
+            initial = self._initial[f"{name}.{part}"]
+            fresh = draw(initial, parameter.shape, generator, parameter.dtype)
+            overwrite(ledger, anchors[part], fresh)
+            overwrite(ledger, parameter, fresh)
+            clear_state(ledger, states, [parameter], restarts=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recorded distributions, and whether it was done."""
-        initial = {name: (one.family, one.scale) for name, one in self._initial.items()}
-        return {"initial": initial, "injected": self._injected, "enabled": self.enabled}
+        return {
+            "initial": saved_initials(self._initial),
+            "injected": self._injected,
+            "enabled": self.enabled,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self._initial = {name: Initial(*saved) for name, saved in state["initial"].items()}
+        self._initial = loaded_initials(state["initial"])
         self._injected, self.enabled = bool(state["injected"]), bool(state["enabled"])
 
     def report(self) -> list[str]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dynamo_probe.anatomy.dataflow import tensors_in
 from dynamo_probe.anatomy.mirror import as_networks, check_mirror
 from dynamo_probe.anatomy.shards import whole
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.anatomy.wiring import Wiring
-from dynamo_probe.functional.initial import Initial, record_initial
+from dynamo_probe.functional.initial import Initial, loaded_initials, record_initial, saved_initials
 from dynamo_probe.functional.moments import MOMENTS, Moments
 from dynamo_probe.functional.recycling import recycle_units
 from dynamo_probe.instrument import Treatment
 from dynamo_probe.schedule import Schedule
 from dynamo_probe.site import Site
 from dynamo_probe.source import NotMeasurable
+from dynamo_probe.treatments.output_change import output_change
 
 Choice = Literal["dormant", "random", "inverted"]
 
@@ -142,7 +141,7 @@ class Recycling(Treatment):
         self, site: Site, wirings: Mapping[str, Wiring], masks: Mapping[str, Tensor]
     ) -> None:
         ages = {name: self._ages(site, name, len(mask)) for name, mask in masks.items()}
-        with _output_change(site) as change:
+        with output_change(site) as change:
             report = recycle_units(
                 wirings,
                 masks,
@@ -185,7 +184,7 @@ class Recycling(Treatment):
             "enabled": self.enabled,
             "born": dict(self._born),
             "recycled": dict(self._recycled),
-            "initial": {n: (i.family, i.scale) for n, i in self._initial.items()},
+            "initial": saved_initials(self._initial),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,7 +192,7 @@ class Recycling(Treatment):
         self.total, self.enabled = int(state["total"]), bool(state["enabled"])
         self._born = {name: ages.clone() for name, ages in state["born"].items()}
         self._recycled = {name: mask.clone() for name, mask in state["recycled"].items()}
-        self._initial = {name: Initial(*saved) for name, saved in state["initial"].items()}
+        self._initial = loaded_initials(state["initial"])
 
 
 def check_choice(value: object, allowed: Sequence[str], what: str) -> None:
@@ -204,23 +203,3 @@ def check_choice(value: object, allowed: Sequence[str], what: str) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{what} is {value!r}; give one of {', '.join(allowed)}")
-
-
-@contextmanager
-def _output_change(site: Site) -> Iterator[dict[str, float]]:
-    """Measure the largest change of an output on the given probe batch, if there is one."""
-    change: dict[str, float] = {}
-    if site.fixed.given is None:
-        yield change
-        return
-    batch = site.batches()[""]
-
-    def outputs() -> list[Tensor]:
-        with site.apart() as model:
-            return [t.detach().double() for t in tensors_in(batch.run(model))]
-
-    before = outputs()
-    yield change
-    after = outputs()
-    differences = [(a - b).abs().max().item() for a, b in zip(after, before, strict=True) if len(a)]
-    change["largest"] = max(differences, default=0.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynamo_probe.anatomy.mirror import as_networks, check_mirror
 from dynamo_probe.functional.fresh import record_distributions
-from dynamo_probe.functional.initial import Initial, draw
+from dynamo_probe.functional.initial import Initial, draw, loaded_initials, saved_initials
 from dynamo_probe.functional.moments import Moments
 from dynamo_probe.instrument import Treatment
 from dynamo_probe.schedule import Schedule
@@ -122,12 +122,15 @@ class ShrinkAndPerturb(Treatment):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recorded distributions."""
-        initial = {name: (one.family, one.scale) for name, one in self._initial.items()}
-        return {"initial": initial, "fired": self._fired, "enabled": self.enabled}
+        return {
+            "initial": saved_initials(self._initial),
+            "fired": self._fired,
+            "enabled": self.enabled,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self._initial = {name: Initial(*saved) for name, saved in state["initial"].items()}
+        self._initial = loaded_initials(state["initial"])
         self._fired, self.enabled = int(state["fired"]), bool(state["enabled"])
 
     def report(self) -> list[str]:
