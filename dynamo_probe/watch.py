@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -137,6 +138,9 @@ class Watch:
             if site.constraints:  # before the clock: what is read of an update is constrained
                 self._handles.append(self._constraints.hook(optimizer))
         self._handles.append(clock.register_step_post_hook(self._after_step))
+        for owner in site.owners - {0}:
+            settle = partial(self._settle, owner)
+            self._handles.append(site.optimizers[owner].register_step_post_hook(settle))
         model, wrapper = self._site.model, self._wrapper
         compiled = compiled_wrapper(wrapper)  # a hook inside it would be traced and hear nothing
         for tap in (follower.tap for follower in site.followers):
@@ -317,19 +321,26 @@ class Watch:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count an update; this is all that most updates cost."""
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            return  # a fused optimizer that was told to change nothing
+        if _called_off(optimizer):
+            return
         site = self._site
         site.step += 1
+        if self._agenda.gathering:
+            self._settle(0, optimizer)
         if self._budget is not None:
-            self._budget.update_ends(self._agenda.gathering)
+            self._budget.update_ends(bool(self._agenda.gathering))
         if self._followers:
             self._guarded(self._follow)
         if site.step >= self._agenda.wake:
             self._guarded(self._work)
         elif self._followers:
             self._deliver()
+
+    def _settle(self, owner: int, optimizer: Optimizer, *_: Any) -> None:
+        """Keep what was gathered of an optimizer's layers: its step has made use of it."""
+        if not _called_off(optimizer):
+            for recorder in self._agenda.gathering:
+                self._guarded(partial(recorder.settle, owner))
 
     def _follow(self) -> None:
         """Let instruments see every update; what is disabled sees no more."""
@@ -397,3 +408,9 @@ class Watch:
 
     def _warn(self, message: str) -> None:
         warn(message, stacklevel=4)
+
+
+def _called_off(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer was told to change nothing in its step."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
