@@ -44,9 +44,9 @@ def _of_units(log: RunLog, tau: float) -> list[str]:
     if not len(known):
         return ["No unit has a finite score."]
     first, last = known[0], known[-1]
-    text = f"{_percent(share[last])} of units dormant (tau {tau:g})"
+    text = f"{_percent(float(share[last]))} of units dormant (tau {tau:g})"
     if first != last:
-        text += f", {_percent(share[first])} at update {steps[first]:,}"
+        text += f", {_percent(float(share[first]))} at update {steps[first]:,}"
     if (same := log.series.get("dormancy/overlap")) is not None and len(same.steps) > 1:
         value = same.values[-1]
         if np.isfinite(value):

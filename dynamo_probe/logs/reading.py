@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from dynamo_probe.logs.runlog import RunLog, Unreadable, unpacked, writers
 
@@ -154,9 +155,9 @@ def _intact(data: bytes, check: bytes) -> bool:
 
 
 def _logs_in(record: bytes) -> Iterator[bytes]:
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto import event_pb2
 
-    event = Event()
+    event = cast(Any, event_pb2).Event()  # its class is made at run time
     try:
         event.ParseFromString(record)
     except Exception:  # not a record of an event file

@@ -67,7 +67,7 @@ class DynamoPlugin(TBPlugin):
             "/overview": self._app(self._overview),
             "/view": self._app(self._view),
             "/raster": self._app(self._raster),
-            f"/{_STATIC}/*": self._static,
+            f"/{_STATIC}/*": Request.application(self._file),
         }
 
     def is_active(self) -> bool:
@@ -156,7 +156,6 @@ class DynamoPlugin(TBPlugin):
     # --- how it is served -------------------------------------------------------------------
 
     def _app(self, answer: Callable[[Request], dict[str, Any]]) -> Any:
-        @Request.application
         def app(request: Request) -> Response:
             try:
                 return _json(answer(request))
@@ -168,11 +167,9 @@ class DynamoPlugin(TBPlugin):
                 _log.exception("a request for %s failed", request.path)
                 return _json({"error": "this view failed; TensorBoard's log says why"}, 500)
 
-        return app
+        return Request.application(app)
 
-    @Request.application
-    def _static(self, request: Request) -> Response:
-        # The handler is a function of a request: `self` is the plugin, by way of the descriptor.
+    def _file(self, request: Request) -> Response:
         name = request.path.partition(f"/{_STATIC}/")[2]
         found = static_files().get(name)
         if found is None:
@@ -207,7 +204,7 @@ def _content(datum: Any) -> bytes:
 def static_files() -> Mapping[str, bytes]:
     """Return the files of the page: {path below `static`: content}."""
     if not _FILES:
-        top = resources.files(__package__) / _STATIC
+        top = resources.files("dynamo_probe.tensorboard_plugin") / _STATIC
         waiting = [("", top)]
         while waiting:
             prefix, folder = waiting.pop()
