@@ -13,6 +13,17 @@ _NOTHING = (
     "or dp.PruningPlasticity, to the instruments of dp.watch."
 )
 
+_TURNOVER = {
+    "turnover": "turnover: grown / kept",
+    "survival": "survival of those grown",
+    "regrown_alive": "regrown that are still there",
+    "overparameterisation": "ever kept (in-time overparameterisation)",
+}
+_CUT_OFF = {
+    "units_without_input": "no connection enters",
+    "units_without_output": "no connection leaves",
+}
+
 
 def connections(log: RunLog) -> View:
     """Return the view of connections."""
@@ -34,7 +45,7 @@ def _density(log: RunLog) -> list[Panel]:
 
 
 def _by_layer(log: RunLog) -> list[Panel]:
-    found = matching(log, r"sparsity[^/]*/layer/(.+)/density")
+    found = matching(log, r"[^/]+/layer/(.+)/density")
     if not found:
         return []
     walls: dict[int, float] = {}
@@ -62,13 +73,7 @@ def _by_layer(log: RunLog) -> list[Panel]:
 
 def _changes(log: RunLog) -> list[Panel]:
     panels: list[Panel] = []
-    turnover = [
-        ("sparsity/turnover", "turnover: grown / kept"),
-        ("sparsity/survival", "survival of those grown"),
-        ("sparsity/regrown_alive", "regrown that are still there"),
-        ("sparsity/overparameterisation", "ever kept (in-time overparameterisation)"),
-    ]
-    if lines := lines_of(log, turnover):
+    if lines := lines_of(log, _named(log, _TURNOVER)):
         help = "Turnover without survival is noise: what grows is pruned again."
         panels.append(Lines("turnover", "Turnover and survival", "fraction", lines, help))
     numbers = [
@@ -79,13 +84,18 @@ def _changes(log: RunLog) -> list[Panel]:
         panels.append(
             Lines("exchanged", "Connections pruned and regrown", "connections an update", lines)
         )
-    units = [
-        ("sparsity/units_without_input", "no connection enters"),
-        ("sparsity/units_without_output", "no connection leaves"),
-    ]
-    if lines := lines_of(log, units):
+    if lines := lines_of(log, _named(log, _CUT_OFF)):
         panels.append(Lines("cut-off", "Units that are cut off", "fraction of units", lines))
     return panels
+
+
+def _named(log: RunLog, figures: dict[str, str]) -> list[tuple[str, str]]:
+    """Return the tags of figures whatever the probe is called, with what they mean."""
+    return [
+        (tag, name)
+        for figure, name in figures.items()
+        for tag, _ in matching(log, f"[^/]+/{figure}")
+    ]
 
 
 def _plasticity(log: RunLog) -> list[Panel]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynamo_probe.logs.choosing import lines_of, matching, nearest_tau
+from dynamo_probe.logs.choosing import axis_of, lines_of, matching, nearest_tau
 from dynamo_probe.logs.panels import Line, Lines, Panel, View
 from dynamo_probe.logs.runlog import RunLog
 from dynamo_probe.logs.units_view import dormant_share
@@ -64,9 +64,10 @@ def _of_units(log: RunLog, tau: float) -> list[str]:
 
 def _of_connections(log: RunLog) -> list[str]:
     said = []
-    for tag, match in matching(log, r"([^/]+)/density"):
-        text = f"{match[1]}: {_percent(log.series[tag].values[-1])} of the connections are kept"
-        target = log.series.get(f"{match[1]}/target")
+    found = [match[1] for _, match in matching(log, r"([^/]+)/density")]
+    for name in found[:1]:  # a treatment and a probe that watches it say the same
+        text = f"{_percent(log.series[f'{name}/density'].values[-1])} of the connections are kept"
+        target = log.series.get(f"{name}/target")
         if target is not None:
             text += f", target {_percent(target.values[-1])}"
         said.append(text + ".")
@@ -110,8 +111,6 @@ def _alerts(log: RunLog) -> list[dict[str, object]]:
 def _sparklines(log: RunLog, tau: float | None) -> list[Panel]:
     panels: list[Panel] = []
     if tau is not None:
-        from dynamo_probe.logs.choosing import axis_of
-
         steps, walls, share = dormant_share(log, tau)
         dormant = Line(f"tau = {tau:g}", axis_of(log, steps, walls), share)
         panels.append(Lines("dormant-share", "Dormant units", "fraction", (dormant,)))
