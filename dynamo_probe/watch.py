@@ -18,6 +18,7 @@ from dynamo_probe.agenda import Agenda, Timer
 from dynamo_probe.anatomy.axes import declared_axes
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.budget import Budget
+from dynamo_probe.clocks import Clocks
 from dynamo_probe.conductor import Conductor
 from dynamo_probe.constraints import Constraints, has_closure
 from dynamo_probe.discovery import Discovery, already_ran_compiled, compiled_wrapper, is_compiled
@@ -67,6 +68,7 @@ class Watch:
         on_error: Literal["warn", "raise"] = "warn",
         budget: float | Mapping[str, int] | None = None,
         axes: Mapping[str, str] | None = None,
+        clocks: Mapping[str, Callable[[], float]] | None = None,
     ) -> None:
         """Attach; see `dynamo_probe.watch` for the arguments."""
         if on_error not in ("warn", "raise"):
@@ -80,6 +82,7 @@ class Watch:
         self._met: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._discovery: Discovery | None = None
+        self._clocks = Clocks(clocks, self._clock_trouble)
         self._wrapper = model
         inner = unwrap(model)
         declared = declared_axes(inner, axes)
@@ -394,6 +397,8 @@ class Watch:
         if not readings and not events:
             return
         site.readings, site.events = [], []
+        if readings:
+            readings += self._clocks.readings(self.step)
         self.history.add(readings)
         self.events += events
         shorten(self.events, self.most_events)
@@ -401,6 +406,10 @@ class Watch:
             self._courier.send(self.step, readings, events)
 
     # --- small things -------------------------------------------------------------------------
+
+    def _clock_trouble(self, clock: str, message: str) -> None:
+        self.events.append(Event(self.step, "disabled", clock, {"reason": message}))
+        self._warn(f"{clock} failed and is not read any more; training goes on. {message}")
 
     def _sink_trouble(self, sink: str, message: str) -> None:
         self.events.append(Event(self.step, "note", sink, {"reason": message}))

@@ -71,7 +71,8 @@ class DynamoProbeCallback(BaseCallback):
         own = getattr(network, "optimizer", None) or policy.optimizer
         logs = getattr(self.model, "tensorboard_log", None)
         log_dir = Path(self.logger.dir) / name if logs and self.logger.dir else None
-        self._attachment.begin(network, own, log_dir=log_dir)
+        clocks = {"environment steps": lambda: float(self.num_timesteps)}
+        self._attachment.begin(network, own, log_dir=log_dir, clocks=clocks)
 
     def _on_step(self) -> bool:
         return True

@@ -8,11 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dynamo_probe.clocks import PREFIX
 from dynamo_probe.logs.panels import Axis, Line, Mark
 from dynamo_probe.logs.runlog import RunLog, Series
-
-CLOCK = "clock/"
-"""What the tags of a run's clocks begin with."""
 
 _MOST_MARKS = 60
 
@@ -40,8 +38,8 @@ def axis_of(log: RunLog, steps: np.ndarray, walls: np.ndarray) -> Axis:
     """
     axis: Axis = {"updates": steps, "wall": walls}
     for tag, one in log.series.items():
-        if tag.startswith(CLOCK) and len(one.steps):
-            name = tag.removeprefix(CLOCK)
+        if tag.startswith(PREFIX) and len(one.steps):
+            name = tag.removeprefix(PREFIX)
             known = np.interp(steps, one.steps, one.values, left=np.nan, right=np.nan)
             axis.setdefault(name, known)
     return axis
