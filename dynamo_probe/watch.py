@@ -254,6 +254,23 @@ class Watch:
         names = ", ".join(instrument.name for instrument in self.instruments)
         return f"Watch(update {self.step}, {names}{', closed' if self._closed else ''})"
 
+    @property
+    def closed(self) -> bool:
+        """Whether the watch has let go of the model."""
+        return self._closed
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: instruments, layers, the last events, the newest figures."""
+        from dynamo_probe.display import html
+
+        return html.of_watch(self)
+
+    def __rich__(self) -> object:
+        """Show it in a terminal: `rich.print(watch)`."""
+        from dynamo_probe.display import table
+
+        return table.of_watch(self)
+
     # --- what happens in the loop ---------------------------------------------------------------
 
     def _called(self, prefix: str, batch: Batch) -> None:
