@@ -45,7 +45,8 @@ class Watch:
     inside the loop changes.
 
     Attributes:
-        history: readings in memory: `.tags()`, `.series(tag)`, `.latest(tag)`, `.to_pandas()`.
+        history: readings in memory: `.tags()`, `.series(tag)`, `.latest(tag)`, `.to_pandas()`,
+            `.plot()`.
         events: what was done or noticed, in order.
         most_events: when there are more, the older half goes, and a note says how many went.
     """

@@ -52,7 +52,7 @@ def of_watch(watch: Watch) -> str:
     parts.append(
         _table(
             "Instruments",
-            ["", "schedule", "#fired", "#last at", "#next at", "remarks"],
+            ["instrument", "schedule", "#fired", "#last at", "#next at", "remarks"],
             [
                 [
                     _text(one.name),

@@ -134,7 +134,7 @@ def _watch(pen: _Pen, what: WatchContents) -> Iterable[RenderableType]:
     instruments, others = what.instruments
     yield pen.table(
         "Instruments",
-        ["", "schedule", "#fired", "#last at", "#next at", "remarks"],
+        ["instrument", "schedule", "#fired", "#last at", "#next at", "remarks"],
         [
             [
                 visible(one.name),

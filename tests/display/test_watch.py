@@ -26,6 +26,9 @@ class Broken(dp.Probe):
     def fire(self, site):
         raise RuntimeError("<b>it</b> broke")
 
+    def report(self):
+        return [f"remark {number}" for number in range(6)]
+
 
 def instruments() -> list[dp.Probe | dp.Treatment]:
     return [dp.Dormancy(every=10), dp.Rank(every=7), dp.ReDo(every=20, tau=0.5)]
@@ -51,7 +54,7 @@ def test_instruments_layers_and_figures_are_those_of_the_run():
         page, terminal = watch._repr_html_(), printed(watch)
     shown = tables(page)
     heads, *rows = shown["Instruments"]
-    assert heads == ["", "schedule", "fired", "last at", "next at", "remarks"]
+    assert heads == ["instrument", "schedule", "fired", "last at", "next at", "remarks"]
     facts = {row[0]: row[2:5] for row in rows}
     assert facts == {
         "dormancy": ["5", "40", "50"],  # at 1, 10, 20, 30, 40
@@ -102,6 +105,7 @@ def test_what_is_disabled_says_why_and_is_text():
     page = watch._repr_html_()
     (row,) = [row for row in tables(page)["Instruments"] if row[0] == "broken"]
     assert row[5].startswith("disabled: ") and "<b>it</b> broke" in row[5]
+    assert "remark 2" in row[5] and "remark 3" not in row[5] and row[5].endswith("and 3 more")
     assert "<b>it" not in page
     assert "<b>it</b> broke" in printed(watch)
     watch.close()
