@@ -47,7 +47,8 @@ class Watch:
     inside the loop changes.
 
     Attributes:
-        history: readings in memory: `.tags()`, `.series(tag)`, `.latest(tag)`, `.to_pandas()`.
+        history: readings in memory: `.tags()`, `.series(tag)`, `.latest(tag)`, `.to_pandas()`,
+            `.plot()`.
         events: what was done or noticed, in order.
         most_events: when there are more, the older half goes, and a note says how many went.
     """
@@ -260,6 +261,23 @@ class Watch:
         """Say it in one line."""
         names = ", ".join(instrument.name for instrument in self.instruments)
         return f"Watch(update {self.step}, {names}{', closed' if self._closed else ''})"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the watch has let go of the model."""
+        return self._closed
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: instruments, layers, the last events, the newest figures."""
+        from dynamo_probe.display import html
+
+        return html.of_watch(self)
+
+    def __rich__(self) -> object:
+        """Show it in a terminal: `rich.print(watch)`."""
+        from dynamo_probe.display import table
+
+        return table.of_watch(self)
 
     # --- what happens in the loop ---------------------------------------------------------------
 
