@@ -18,7 +18,7 @@ import numpy as np
 from dynamo_probe.instrument import Event, Reading
 from dynamo_probe.logs.reading import newest_of
 from dynamo_probe.logs.recording import Recording
-from dynamo_probe.logs.runlog import packed
+from dynamo_probe.logs.runlog import RunLog, packed
 from dynamo_probe.logs.times import WriteTimes
 from dynamo_probe.sinks.selection import ImageTimes, ScalarTags, primary_tau
 
@@ -139,6 +139,8 @@ class TensorBoard:
         if scalars and not self._laid_out:
             values.append(self._summaries.layout(self._tau))
         if readings or events:
+            if not len(self._recording):
+                events = [*events, *self._others(step)]
             self._recording.add(step, readings, events, time.time())
             self._log_behind = len(self._recording) > 0
         if self._log_behind and self._log_times.due(time.monotonic()):
@@ -171,21 +173,36 @@ class TensorBoard:
 
     def __repr__(self) -> str:
         """Say where it writes to."""
-        where = self._writer.get_logdir() if self._writer is not None else self._log_dir
-        return f"TensorBoard({str(where)!r})"
+        return f"TensorBoard({self._where()!r})"
 
     def _recall_log(self) -> None:
         """Go on from the log that lies in the directory, if this process has none of its own."""
-        where = self._writer.get_logdir() if self._writer is not None else self._log_dir
-        if len(self._recording) or "://" in str(where):
-            return
-        try:
-            log = newest_of(where)
-        except OSError as error:
-            _log.warning("the log of the run before cannot be read: %s", error)
-            return
+        log = None if len(self._recording) else self._log_found()
         if log is not None:
             self._recording.go_on_from(log)
+
+    def _others(self, step: int) -> list[Event]:
+        """Say so where another run's log lies in the directory already."""
+        log = self._log_found()
+        if log is None or log.writer in self._recording.earlier:
+            return []
+        reason = (
+            "this directory holds the log of another run already, and TensorBoard mixes the two; "
+            "give each run a log_dir of its own, or load the watch's state to go on with a run"
+        )
+        _log.warning("%s: %s", self._where(), reason)
+        return [Event(step, "alert", "log_dir", {"reason": reason})]
+
+    def _where(self) -> str:
+        return str(self._writer.get_logdir() if self._writer is not None else self._log_dir)
+
+    def _log_found(self) -> RunLog | None:
+        """Return the log that lies in the directory, if there is one that can be read."""
+        try:
+            return None if "://" in self._where() else newest_of(self._where())
+        except OSError as error:
+            _log.warning("the log of the run before cannot be read: %s", error)
+            return None
 
     def _log(self) -> Value:
         raw = packed(self._recording.log())

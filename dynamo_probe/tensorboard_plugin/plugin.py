@@ -108,7 +108,13 @@ class DynamoPlugin(TBPlugin):
 
     def _raster(self, request: Request) -> dict[str, Any]:
         log, _ = self._newest(request, _one(request, "run"))
-        return plain(raster(log, _one(request, "layer")))
+        if (row := request.args.get("row")) is None:
+            return plain(raster(log, _one(request, "layer")))
+        # By its place: a name of 10,000 characters does not go into an address.
+        layers = list(log.units)
+        if not row.isdecimal() or int(row) >= len(layers):
+            raise _Refused(400, f"row={row[:20]!r}; give a whole number below {len(layers)}")
+        return plain(raster(log, layers[int(row)]))
 
     # --- where it comes from ----------------------------------------------------------------
 
