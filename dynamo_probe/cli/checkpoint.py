@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,11 @@ def load(path: Path) -> Any:
         except Exception as error:
             raise Unreadable(f"{path} is no whole safetensors file: {error}") from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of old formats: what matters is whether it can be read
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
@@ -80,12 +85,12 @@ def load(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        first = f"{error}".strip().splitlines() or [type(error).__name__]
-        raise Unreadable(f"{path} is no whole checkpoint of torch.save: {first[0]}") from None
+        first = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]
+        raise Unreadable(f"{path} is no whole file of torch.save ({first})") from None
 
 
 def _refusal(path: Path, message: str) -> str:
-    wanted = re.search(r"GLOBAL (\S+)", message) or re.search(r"`([\w.]+)`", message)
+    wanted = re.search(r"GLOBAL (\S+)", message)
     what = f" ({wanted[1]})" if wanted else ""
     return (
         f"{path} holds more than tensors and plain values{what}; reading that could run code, so "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dynamo_probe.cli.output import printable
+
 _MOST = 12
 
 
@@ -38,18 +40,19 @@ def _network_lines(one: dict[str, Any]) -> list[str]:
         f"{_place(one)}: looks like a network's state, {one['tensors']} tensors, "
         f"{one['parameters']:,} values"
     ]
-    width = max((len(layer["name"]) for layer in one["layers"]), default=0)
-    for layer in one["layers"]:
+    names = [printable(layer["name"], 80) for layer in one["layers"]]
+    width = max(map(len, names), default=0)
+    for name, layer in zip(names, one["layers"], strict=True):
         shape = " x ".join(str(size) for size in layer["shape"])
         facts = [f"density {layer['density']:.4g}"]
         if layer["units_without_inputs"]:
-            facts.append(f"{layer['units_without_inputs']} units without inputs (all weights 0)")
+            facts.append(f"units without inputs (all weights 0): {layer['units_without_inputs']}")
         if layer["inputs_without_units"]:
-            facts.append(f"{layer['inputs_without_units']} inputs that nothing reads")
+            facts.append(f"inputs that nothing reads: {layer['inputs_without_units']}")
         if not layer["hidden"]:
             facts.append("the last: perhaps the output")
         kind = layer["looks_like"]
-        lines.append(f"  {layer['name']:<{width}}  {kind}, {shape}: {', '.join(facts)}")
+        lines.append(f"  {name:<{width}}  {kind}, {shape}: {', '.join(facts)}")
     if not one["layers"]:
         lines.append("  no weight of a Linear or Conv layer is in it")
     lines += [f"  mask {name}: density {density:.4g}" for name, density in one["masks"].items()]

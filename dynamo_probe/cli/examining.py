@@ -53,11 +53,19 @@ def examine(program: Program) -> dict[str, Any]:
     """
     finder = Finder([dp.Dormancy()], None, vars(program.module))
     # After the finder's own, so that the network of this very step has been met.
-    stopper = register_optimizer_step_pre_hook(_stop)
+    reached: list[None] = []
+
+    def stop(*_: Any) -> NoReturn:
+        reached.append(None)
+        raise Reached
+
+    stopper = register_optimizer_step_pre_hook(stop)
     try:
         ended = _run(program)
     finally:
         stopper.remove()
+    if reached and not ended.startswith("ended before"):
+        ended = "ended before its first optimizer step; it caught that, and went on without steps"
     networks = [
         Network(name, watch.model, watch._site.optimizers, dict(watch._site.fixed.seen))
         for name, _, watch in finder._watches
@@ -69,10 +77,6 @@ def examine(program: Program) -> dict[str, Any]:
         looked = [try_probes(network, kinds) for network in networks]
     looked += [_refused(*one) for one in refused]
     return {"ended": ended, "networks": looked, "trouble": []}
-
-
-def _stop(*_: Any) -> NoReturn:
-    raise Reached
 
 
 def _run(program: Program) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynamo_probe.cli.output import printable
+
 
 def examine_script(
     given: Sequence[str], *, as_module: bool, time_limit: float, quiet: bool
@@ -106,12 +108,13 @@ def _network_lines(network: dict[str, Any]) -> list[str]:
     ]
     if network["trouble"]:
         return [*lines, f"  cannot be watched: {network['trouble']}"]
-    width = max((len(layer["name"]) for layer in network["layers"]), default=0)
+    names = [printable(layer["name"], 80) for layer in network["layers"]]
+    width = max(map(len, names), default=0)
     lines.append("  Layers that can be tapped" if network["layers"] else "  No layer can be tapped")
-    for layer in network["layers"]:
+    for name, layer in zip(names, network["layers"], strict=True):
         units = f"{layer['units']:>6} units, read at the {layer['read']}"
         no = f"; not recyclable: {layer['not_recyclable']}" if layer["not_recyclable"] else ""
-        lines.append(f"    {layer['name']:<{width}} {units}{no}")
+        lines.append(f"    {name:<{width}} {units}{no}")
     if network["skipped"]:
         lines.append("  Layers that are left out")
         lines += [f"    {one['name']}: {one['reason']}" for one in network["skipped"]]
