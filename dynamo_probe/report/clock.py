@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ class Clock:
         """Return a time in words."""
         if np.isnan(value):
             return "an unknown time"
-        return f"{number(value)} {self.unit}"
+        said = number(value)
+        return f"update {said}" if self.name == "updates" else f"{said} {self.unit}"
 
 
 def clock(axes: Iterable[Axis], axis: str = "updates", origin: float | None = None) -> Clock:
@@ -110,7 +112,17 @@ def frames(axis: Axis, most: int = 6) -> list[int]:
     steps = np.asarray(axis["updates"], np.float64)
     if len(steps) <= most:
         return list(range(len(steps)))
-    past = steps - steps[0] + 1
-    wanted = np.geomspace(1.0, max(past[-1], 1.0), most)
-    places = {int(np.argmin(np.abs(np.log(np.maximum(past, 1.0) / one)))) for one in wanted}
-    return sorted(places | {0, len(steps) - 1})[-most:]
+    when = np.log(np.maximum(steps - steps[0] + 1, 1.0))
+    nearest = {int(np.argmin(np.abs(when - one))) for one in np.linspace(0, when[-1], most)}
+    found = sorted(nearest | {0, len(steps) - 1})
+    while len(found) < most:  # two were nearest to the same: halve the widest gap
+        gaps = [
+            (when[after] - when[before], before, after)
+            for before, after in pairwise(found)
+            if after - before > 1
+        ]
+        _, before, after = max(gaps)
+        half = (when[before] + when[after]) / 2
+        found.append(before + 1 + int(np.argmin(np.abs(when[before + 1 : after] - half))))
+        found.sort()
+    return found

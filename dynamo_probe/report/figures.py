@@ -31,7 +31,6 @@ from dynamo_probe.report.clock import Clock, axes_of, clock
 from dynamo_probe.report.colours import DASHES, LINES, MARKERS, UNREAD, drawable
 from dynamo_probe.report.furniture import legend, marks, plain_numbers, sheet, title
 from dynamo_probe.report.heatmaps import draw_grid, draw_map, draw_raster
-from dynamo_probe.report.texts import number
 from dynamo_probe.report.wording import alternative
 
 __all__ = ["alternative", "draw", "png"]
@@ -172,7 +171,7 @@ def _bars(panel: Bars) -> Figure:
     elif len(values) <= 12:
         for place, value in zip(places, values, strict=True):
             axes.annotate(
-                number(float(value)),
+                f"{value:.2g}",
                 (place, value),
                 (0, 2),
                 textcoords="offset points",

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis as NumberLine
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
 from dynamo_probe.logs.panels import Mark
@@ -21,6 +22,8 @@ WIDTH = 7.6
 """Inches."""
 _LABELLED = 8
 """Marks that have a label each; more are told apart by their dashes."""
+_HALO = (withStroke(linewidth=2.2, foreground="white", alpha=0.7),)
+"""Keeps a mark apart from what is dark behind it."""
 _KINDS: tuple[Any, ...] = ((0, (4, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), "-")
 
 
@@ -45,7 +48,7 @@ def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None
         return
     texts = [drawable(name, 44) for name in names]
     longest = max(map(len, texts))
-    columns = max(1, min(4, len(texts), 100 // (longest + 8)))
+    columns = max(1, min(5, len(texts), 110 // (longest + 8)))
     # A name that begins with "_" would be left out, so the names come afterwards.
     made = figure.legend(
         list(handles),
@@ -72,7 +75,7 @@ def marks(axes: Axes, happened: Sequence[Mark], time: Clock) -> tuple[list[Any],
     if len(known) > _LABELLED:
         return _kinds(axes, known)
     for at, _ in known:
-        axes.axvline(at, color=MARK, linewidth=0.9, linestyle=_KINDS[0])
+        axes.axvline(at, color=MARK, linewidth=0.9, linestyle=_KINDS[0], path_effects=_HALO)
     left, right = axes.get_xlim()
     groups: list[list[tuple[float, str]]] = []
     for one in known:
@@ -110,6 +113,6 @@ def _kinds(axes: Axes, known: Sequence[tuple[float, str]]) -> tuple[list[Any], l
     for dashes, places in zip(_KINDS, groups.values(), strict=False):
         style: dict[str, Any] = {"color": MARK, "linewidth": 0.7, "linestyle": dashes}
         for at in places:
-            axes.axvline(at, **style)
+            axes.axvline(at, path_effects=_HALO, **style)
         handles.append(Line2D([], [], **style))
     return handles, [f"{kind} ({len(places):,})" for kind, places in groups.items()]

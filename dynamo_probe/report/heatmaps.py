@@ -22,6 +22,8 @@ from dynamo_probe.report.texts import number
 
 _TICKS = 40
 """Rows that can be named beside a heatmap."""
+_WRITTEN = 32
+"""Cells of a grid whose values are written into them."""
 
 
 def draw_map(panel: Map, time: Clock) -> Figure:
@@ -58,8 +60,9 @@ def draw_raster(panel: Raster, time: Clock, tau: float | None) -> Figure:
     axes.set_ylabel(f"unit (index{kept})")
     axes.set_xlabel(drawable(time.label, 90))
     at_tau = f" (tau = {number(panel.taus[place])})" if panel.taus else ""
-    names = [f"dormant{at_tau}" if name == "dormant" else name for name in STATES]
-    handles = [Patch(facecolor=colour, edgecolor="#666666") for colour in STATES.values()]
+    there = {name: colour for name, colour in STATES.items() if name != "pruned" or 2 in found}
+    names = [f"dormant{at_tau}" if name == "dormant" else name for name in there]
+    handles = [Patch(facecolor=colour, edgecolor="#666666") for colour in there.values()]
     if 3 in found or not found.size:
         handles, names = [*handles, Patch(**UNREAD)], [*names, "grey: not read"]
     if len(panel.recycled):
@@ -94,7 +97,7 @@ def draw_grid(panel: Grid, time: Clock) -> Figure:
     shown = frames(panel.axis)
     across = min(3, max(len(shown), 1))
     down = max(1, math.ceil(len(shown) / across))
-    high = float(np.clip(0.16 * len(panel.rows), 1.3, 4.0))
+    high = float(np.clip(0.3 * len(panel.rows), 1.0, 4.0))
     figure = sheet(1.4 + down * (high + 0.5))
     figure.suptitle(drawable(panel.title, 84), x=0.01, ha="left", fontsize=11, fontweight="bold")
     plots = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flatten()
@@ -106,6 +109,7 @@ def draw_grid(panel: Grid, time: Clock) -> Figure:
         x, y = np.arange(frame.shape[1] + 1) - 0.5, np.arange(frame.shape[0] + 1) - 0.5
         image = _image(axes, x, y, frame)
         image.set(cmap=scale(), norm=norm)
+        _written(axes, frame, norm)
         axes.set_title(drawable(time.said(float(times[place])), 40), fontsize=9)
     for place, axes in enumerate(plots):
         if place >= len(shown) > 0:
@@ -123,6 +127,18 @@ def draw_grid(panel: Grid, time: Clock) -> Figure:
     if not np.isfinite(panel.frames[shown]).all() or not panel.frames.size:
         legend(figure, [Patch(**UNREAD)], ["grey: no such head, or not read"])
     return figure
+
+
+def _written(axes: Axes, frame: np.ma.MaskedArray, norm: Normalize) -> None:
+    """Write the values into the cells of a small grid: heads differ by less than colours show."""
+    if frame.size > _WRITTEN:
+        return
+    for (row, column), value in np.ndenumerate(frame.filled(np.nan)):
+        if np.isfinite(value):
+            dark = norm(value) < 0.55
+            colour = "white" if dark else "black"
+            text = f"{value:.2g}"
+            axes.text(column, row, text, color=colour, fontsize=7, ha="center", va="center")
 
 
 def _cells(axes: Axes, axis: Axis, values: np.ndarray, time: Clock) -> PcolorImage:

@@ -57,10 +57,12 @@ class _Writer:
     def __init__(self, axis: str, tau: float | None) -> None:
         self.axis, self.tau = axis, tau
         self.figures: dict[str, bytes] = {}
+        self.before = 0
         self.warnings: list[str] = []
 
     def run(self, place: int, run: str, views: Sequence[View]) -> Iterator[str]:
         origin = first_wall(panel for view in views for panel in view.panels)
+        self.before = len(self.figures)
         yield f'<section id="run-{place}"><h2>Run {named(run)}</h2>'
         if not views:
             yield '<p class="empty">There is nothing to show of this run.</p>'
@@ -100,7 +102,9 @@ class _Writer:
         yield f'<div class="panel"><figure><img src="data:image/png;base64,{data}" width="{width}"'
         yield f' height="{height}" alt="{escaped(text, 4000)}">'
         helped = f" {escaped(panel.help)}" if panel.help else ""
-        yield f"<figcaption><strong>{named(panel.title)}.</strong>{helped}</figcaption></figure>"
+        which = f"Figure {place}.{len(self.figures) - self.before}"
+        yield f"<figcaption><strong>{which}: {named(panel.title)}.</strong>{helped}"
+        yield "</figcaption></figure>"
         yield f"<details><summary>Final numbers</summary>{_numbers(table)}</details></div>"
 
     def file(self, stem: str) -> str:
