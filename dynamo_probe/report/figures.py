@@ -86,8 +86,9 @@ def _lines(panel: Lines, time: Clock) -> Figure:
     drawn = [_line(axes, line, place, time) for place, line in enumerate(panel.lines)]
     axes.set_xlabel(drawable(time.label, 90))
     label = drawable(panel.y, 60)
-    positive = any((values > 0).any() for values in map(_finite, panel.lines))
-    if panel.logarithmic and positive:
+    ends = [np.abs(values) for values in map(_finite, panel.lines) if (values > 0).any()]
+    # Where the margins of a log scale would leave what a float holds, it is not one.
+    if panel.logarithmic and ends and max(float(values.max()) for values in ends) < 1e250:
         axes.set_yscale("log", nonpositive="mask")
         label += " (log scale)"
     else:
@@ -115,10 +116,10 @@ def _finite(line: Line) -> np.ndarray:
 def _line(axes: Axes, line: Line, place: int, time: Clock) -> Line2D:
     x, y = time.at(line.axis), np.asarray(line.values, np.float64)
     known = np.isfinite(x)
-    x, y = x[known], y[known]
+    x, y = x[known], np.where(np.isfinite(y[known]), y[known], np.nan)
     (drawn,) = axes.plot(
         x,
-        np.where(np.isfinite(y), y, np.nan),
+        y,
         color=LINES[place % len(LINES)],
         linestyle=DASHES[place % len(DASHES)] if line.style == "dashed" else "-",
         linewidth=1.6 if line.style == "solid" else 1.3,
