@@ -80,7 +80,7 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 
 
 def _lines(panel: Lines, time: Clock) -> Figure:
-    figure = sheet(3.4)
+    figure = sheet(3.2 + 0.1 * min(len(panel.lines), _NAMED))
     axes = figure.add_subplot()
     title(axes, panel.title)
     drawn = [_line(axes, line, place, time) for place, line in enumerate(panel.lines)]
@@ -123,7 +123,7 @@ def _line(axes: Axes, line: Line, place: int, time: Clock) -> Line2D:
         color=LINES[place % len(LINES)],
         linestyle=DASHES[place % len(DASHES)] if line.style == "dashed" else "-",
         linewidth=1.6 if line.style == "solid" else 1.3,
-        marker=MARKERS[place % len(MARKERS)],
+        marker=MARKERS[(place + place // len(LINES)) % len(MARKERS)],
         markersize=4.0,
         markevery=_marked(x, y, place),
     )
@@ -149,7 +149,7 @@ def _nothing(axes: Axes) -> None:
 
 
 def _bars(panel: Bars) -> Figure:
-    figure = sheet(3.2)
+    figure = sheet(3.6 if any(len(name) > 8 for name in panel.categories) else 3.2)
     axes = figure.add_subplot()
     title(axes, panel.title)
     places = np.arange(len(panel.categories))
@@ -190,7 +190,7 @@ def _categories(axes: Axes, categories: Sequence[str]) -> None:
     long = max((len(name) for name in names), default=0) * len(names) > 90
     axes.set_xticks(list(shown), names)
     if long:
-        axes.tick_params(axis="x", labelrotation=60)
+        axes.tick_params(axis="x", labelrotation=60, labelsize=8)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     if len(categories):

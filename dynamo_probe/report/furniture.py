@@ -49,8 +49,7 @@ def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None
     if not handles:
         return
     texts = [drawable(name, 44) for name in names]
-    longest = max(map(len, texts))
-    columns = max(1, min(5, len(texts), 110 // (longest + 8)))
+    columns = _columns([len(text) for text in texts])
     # A name that begins with "_" would be left out, so the names come afterwards.
     made = figure.legend(
         list(handles),
@@ -62,6 +61,15 @@ def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None
     )
     for label, text in zip(made.get_texts(), texts, strict=True):
         label.set_text(text)
+
+
+def _columns(lengths: Sequence[int]) -> int:
+    """Return how many columns of a legend fit beside one another; a column is filled first."""
+    for columns in range(min(5, len(lengths)), 1, -1):
+        parts = np.array_split(np.asarray(lengths), columns)
+        if sum(int(part.max()) + 8 for part in parts) <= 114:
+            return columns
+    return 1
 
 
 def happened(events: Sequence[Mark], time: Clock) -> tuple[list[Any], list[str]]:

@@ -256,7 +256,9 @@ def test_numbers_of_any_size_are_drawn(value: float) -> None:
 def test_many_lines_are_all_drawn_and_the_legend_says_how_many_it_leaves_out() -> None:
     many = tuple(Line(f"layer {n}", axis(0, 1), np.array([n, n + 1.0])) for n in range(200))
     figure = draw(Lines("k", "t", "y", many))
-    assert len(figure.axes[0].lines) == 200
+    drawn = figure.axes[0].lines
+    assert len(drawn) == 200
+    assert len({(one.get_color(), one.get_marker()) for one in drawn[:49]}) == 49
     assert names(figure)[-1] == "and 184 more" and len(names(figure)) == 17
 
 
