@@ -1,1 +1,0 @@
-export function render(){document.body.textContent="hi"}
