@@ -56,7 +56,7 @@ export function fetchRuns() {
 
 /** A view of a run at a threshold (null for the run's own choice). */
 export async function fetchView(run, version, name, tau) {
-  if (name === "overview") {
+  if (name === "overview" && tau === null) {
     const found = await keptJson(version, "overview", { run });
     const view = found.views?.[run];
     if (!view) throw new Error("this run has no overview");

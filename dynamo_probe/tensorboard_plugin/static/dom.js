@@ -26,6 +26,15 @@ export function short(name, length = 60) {
   return Array.from(text.slice(0, length + 1)).slice(0, -1).join("").slice(0, length - 1) + "…";
 }
 
+/** Cut a name in its middle: what tells layers apart is often at the end. */
+export function middle(name, length) {
+  const text = short(name, 20_000);
+  if (text.length <= length) return text;
+  const letters = Array.from(text);
+  const head = Math.ceil((length - 1) * 0.4);
+  return `${letters.slice(0, head).join("")}…${letters.slice(1 + head - length).join("")}`;
+}
+
 /** An element that shows a name, cut, and has all of it as its title. */
 export function named(tag, name, length = 60, attributes = {}) {
   return make(tag, { title: String(name), ...attributes, text: short(name, length) });

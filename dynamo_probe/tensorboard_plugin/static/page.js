@@ -5,6 +5,7 @@ import { Board } from "./board.js";
 import { Column } from "./columns.js";
 import { Controls } from "./controls.js";
 import { make, settled } from "./dom.js";
+import { kindOf } from "./panels/kinds.js";
 import { MOST_SHOWN, RunList } from "./runs.js";
 import { State } from "./state.js";
 import { isDark, onTheme } from "./theme.js";
@@ -12,6 +13,18 @@ import { axisNames, extent, startOf } from "./times.js";
 import { Zoom } from "./zoom.js";
 
 const POLL = 30_000;
+
+/** The least and the greatest value of the lines of each key, over all runs that are shown. */
+function compare(panels) {
+  const found = new Map();
+  for (const panel of panels.filter((one) => one.kind === "lines")) {
+    const range = kindOf(panel).range(panel);
+    if (!range || (panel.logarithmic && range[0] <= 0)) continue;
+    const [low, high] = found.get(panel.key) ?? range;
+    found.set(panel.key, [Math.min(low, range[0]), Math.max(high, range[1])]);
+  }
+  return found;
+}
 
 export class Page {
   constructor(body) {
@@ -171,7 +184,10 @@ export class Page {
     const range = ends.length
       ? [Math.min(...ends.map((one) => one[0])), Math.max(...ends.map((one) => one[1]))]
       : null;
-    const shared = { theme: this.theme, axis, range, tau, frame: now.frame, layer: this.layer() };
+    const compared = compare(panels);
+    const shared = {
+      compared, axis, range, theme: this.theme, frame: now.frame, layer: this.layer(),
+    };
     this.controls.update({ view: now.view, axis, axes, taus, tau });
     this.panel.setAttribute("aria-labelledby", `tab-${now.view}`);
     this.board.update(columns, now.view, (column) => ({

@@ -55,29 +55,37 @@ function tick(name, at, low, high) {
   return at.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 4 });
 }
 
-/** A series that draws nothing but what happened: vertical lines with labels. */
-export function marks(panel, context) {
+/**
+ * A series of what happened: vertical lines with labels.
+ *
+ * `onPicture` is for charts whose rows run downwards and are painted; `range` holds values that the
+ * vertical axis has to cover, so that panels of several runs compare.
+ */
+export function marks(panel, context, { onPicture = false, range = null } = {}) {
   const paint = PAINT[context.theme];
   const placed = (panel.marks ?? [])
     .map((mark) => ({ at: markAt(mark.at, context.axis, context.start), label: mark.label }))
     .filter((mark) => mark.at !== null);
   const labelled = placed.length <= MOST_LABELS;
+  const colour = onPicture ? paint.markOnPicture : paint.mark;
+  const left = context.range?.[0] ?? 0;
   return {
     type: "line",
     name: "marks",
-    data: [],
+    data: range ? range.map((value) => [left, value]) : [],
+    showSymbol: false,
+    lineStyle: { opacity: 0 },
     silent: true,
     tooltip: { show: false },
     markLine: {
       silent: true,
       symbol: ["none", "none"],
-      lineStyle: { color: paint.mark, type: "dotted", width: 1.5 },
+      lineStyle: { color: colour, type: "dotted", width: 1.5, opacity: labelled ? 1 : 0.5 },
       label: {
         show: labelled && !context.compact,
-        position: "insideEndTop",
-        rotate: 90,
-        color: paint.mark,
-        textBorderColor: paint.background,
+        position: onPicture ? "insideStartTop" : "insideEndTop",
+        color: onPicture ? "#ffffff" : colour,
+        textBorderColor: onPicture ? "#000000" : paint.background,
         textBorderWidth: 3,
         fontSize: 11,
       },

@@ -1,7 +1,7 @@
 // A picture of layers and heads at one time.
 
 import { PAINT } from "../colours.js";
-import { short } from "../dom.js";
+import { middle, short } from "../dom.js";
 import { figure } from "../times.js";
 import { base, tip } from "./base.js";
 import { rowAxis, scaleBar } from "./map.js";
@@ -35,15 +35,15 @@ export const grid = {
 
   option(panel, context) {
     const paint = PAINT[context.theme];
-    const middle = (panel.range[0] + panel.range[1]) / 2;
+    const half = (panel.range[0] + panel.range[1]) / 2;
     const data = cells(panel, context).map((cell) => ({
       value: cell,
-      label: { color: cell[2] > middle ? "#000000" : "#ffffff" },
+      label: { color: cell[2] > half ? "#000000" : "#ffffff" },
     }));
     const columns = panel.columns.length;
     return {
       ...base(context),
-      grid: { left: 124, right: 20, top: 8, bottom: 56 },
+      grid: { left: 138, right: 20, top: 8, bottom: 56 },
       xAxis: {
         type: "category",
         data: panel.columns.map((_, index) => String(index)),
@@ -57,7 +57,7 @@ export const grid = {
         },
       },
       yAxis: {
-        ...rowAxis(panel.rows.length, "", (row) => short(panel.rows[row] ?? "", 15), context),
+        ...rowAxis(panel.rows.length, "", (row) => middle(panel.rows[row] ?? "", 18), context),
       },
       visualMap: { ...scaleBar(panel.range, panel.z, context), seriesIndex: 0 },
       series: [

@@ -100,7 +100,7 @@ export const lines = {
             emphasis: { disabled: true },
           };
         }),
-        marks(panel, context),
+        marks(panel, context, { range: context.compared?.get(panel.key) ?? null }),
       ],
     };
   },

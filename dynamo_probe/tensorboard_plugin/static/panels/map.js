@@ -1,7 +1,7 @@
 // A heatmap: rows over time.
 
 import { PAINT, pixels, scale } from "../colours.js";
-import { short } from "../dom.js";
+import { middle, short } from "../dom.js";
 import { along, figure, timeText } from "../times.js";
 import { base, marks, marksNear, timeAxis, timeColumns, tip, zooms } from "./base.js";
 import { nearestColumn, picture } from "./picture.js";
@@ -15,12 +15,16 @@ export function rowAxis(rows, title, label, context) {
     data: Array.from({ length: rows }, (_, index) => String(index)),
     name: title,
     nameLocation: "middle",
-    nameGap: 104,
+    nameGap: 118,
     nameTextStyle: { color: paint.quiet },
     axisLine: { show: false },
     axisTick: { show: false },
     splitLine: { show: false },
-    axisLabel: { color: paint.text, formatter: (index) => label(Number(index)) },
+    axisLabel: {
+      color: paint.text,
+      hideOverlap: true,
+      formatter: (index) => label(Number(index)),
+    },
   };
 }
 
@@ -56,9 +60,9 @@ export const map = {
     const rows = panel.rows.length;
     return {
       ...base(context),
-      grid: { left: 124, right: rows > 48 ? 30 : 20, top: 8, bottom: 70 },
+      grid: { left: 138, right: rows > 48 ? 30 : 20, top: 8, bottom: 70 },
       xAxis: timeAxis(context),
-      yAxis: rowAxis(rows, short(panel.row, 30), (row) => short(panel.rows[row] ?? "", 15), context),
+      yAxis: rowAxis(rows, short(panel.row, 30), (row) => middle(panel.rows[row] ?? "", 18), context),
       visualMap: scaleBar(panel.range, panel.z, context),
       dataZoom: zooms(context, rows),
       series: [
@@ -72,7 +76,7 @@ export const map = {
             return table[Math.max(0, Math.min(255, Math.round((value - low) * slope)))];
           },
         }),
-        marks(panel, context),
+        marks(panel, context, { onPicture: true }),
       ],
     };
   },

@@ -73,7 +73,7 @@ function legend(panel, context) {
   const look = (name, colour, icon = "rect", style = {}) => ({
     name,
     icon,
-    itemStyle: { color: colour, borderColor: paint.quiet, borderWidth: 1, ...style },
+    itemStyle: { color: colour, borderColor: paint.quiet, borderWidth: 1, opacity: 1, ...style },
   });
   const outlined = { color: "transparent", borderColor: paint.recycled, borderWidth: 1.6 };
   return {
@@ -112,7 +112,7 @@ export const raster = {
     const table = Uint32Array.from({ length: 256 }, (_, code) => colours[stateOf(code, level)]);
     return {
       ...base(context),
-      grid: { left: 124, right: rows > 48 ? 30 : 20, top: 8, bottom: 70 },
+      grid: { left: 138, right: rows > 48 ? 30 : 20, top: 8, bottom: 70 },
       legend: legend(panel, context),
       xAxis: timeAxis(context),
       yAxis: rowAxis(rows, "unit", (row) => String(panel.units[row] ?? ""), context),
