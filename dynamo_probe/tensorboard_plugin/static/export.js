@@ -5,7 +5,7 @@ import { PAINT } from "./colours.js";
 import { short } from "./dom.js";
 
 const WIDTH = 960;
-const TITLE = 44;
+const TITLE = 54;
 
 /** A name that any file system takes: letters, digits, dashes, dots. */
 export function fileName(parts, ending) {
@@ -51,7 +51,7 @@ function drawn(kind, panel, run, context, renderer) {
     subtext: short(run, 110),
     left: 12,
     top: 6,
-    itemGap: 4,
+    itemGap: 9,
     textStyle: { color: paint.text, fontSize: 15, fontWeight: 500 },
     subtextStyle: { color: paint.quiet, fontSize: 12 },
   };

@@ -1,11 +1,11 @@
 // One panel on the page: title, help, chart, buttons, and what a screen reader says of it.
 
 import { Chart } from "./chart.js";
-import { fresh, make, named, short } from "./dom.js";
+import { fresh, make, named, settled, short } from "./dom.js";
 import { exportPanel } from "./export.js";
 import { kindOf } from "./panels/kinds.js";
 import { frameOf } from "./panels/grid.js";
-import { Pointer } from "./pointer.js";
+import { hide, Pointer } from "./pointer.js";
 import { axesOf, axisTitle, figure as text } from "./times.js";
 import { hasAxis } from "./panels/base.js";
 
@@ -62,6 +62,12 @@ export class Figure {
     this.instance = instance;
     this.pointer?.wire(instance);
     this.actions.zoomed(instance);
+    const redraw = settled(() => this.draw(), 250);
+    instance.on("datazoom", (event) => {
+      const rows = (event.batch ?? [event]).find((one) => one.dataZoomId === "rows");
+      if (rows && Number.isFinite(rows.start)) this.rowZoom = { start: rows.start, end: rows.end };
+      redraw(); // ticks that suit what is shown now
+    });
   }
 
   choose(row) {
@@ -70,6 +76,7 @@ export class Figure {
   }
 
   key(event) {
+    if ("+-=".includes(event.key)) hide();
     if (event.key === "+" || event.key === "=") this.actions.zoomBy(0.7);
     if (event.key === "-") this.actions.zoomBy(1 / 0.7);
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -111,7 +118,12 @@ export class Figure {
     this.summary.replaceChildren(make("ul", {}, ...list));
     if (panel.opens === "raster") this.offerRows(panel, context);
     if (panel.kind === "grid") this.offerFrames(panel, context);
-    this.chart.draw(() => kind.option(panel, context));
+    this.draw();
+  }
+
+  draw() {
+    const { kind, panel, context, rowZoom } = this;
+    this.chart.draw(() => kind.option(panel, { ...context, rows: rowZoom }));
   }
 
   /** A list of the rows, for who does not click. */

@@ -194,6 +194,7 @@ export class Page {
       ...shared,
       start: starts.get(column),
       zoom: this.zoom,
+      left: column.panels().some((panel) => panel.kind === "map") ? 138 : 64,
       compact: now.view === "overview",
       tau: now.tau ?? column.view?.tau ?? null,
     }));

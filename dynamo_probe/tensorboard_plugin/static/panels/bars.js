@@ -12,7 +12,7 @@ export const bars = {
     const paint = PAINT[context.theme];
     return {
       ...base(context),
-      grid: { left: 64, right: 20, top: 20, bottom: 48 },
+      grid: { left: 64, right: 20, top: 20, bottom: 48, outerBoundsMode: "none" },
       tooltip: {
         trigger: "axis",
         renderMode: "html",

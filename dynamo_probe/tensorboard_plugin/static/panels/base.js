@@ -36,6 +36,7 @@ export function timeAxis(context, extra = {}) {
     axisTick: { lineStyle: { color: paint.quiet } },
     splitLine: { show: false },
     splitNumber: context.compact ? 2 : 5,
+    ...(name === ELAPSED ? { interval: roundStep(context) } : {}),
     axisLabel: {
       color: paint.quiet,
       hideOverlap: true,
@@ -43,6 +44,24 @@ export function timeAxis(context, extra = {}) {
     },
     ...extra,
   };
+}
+
+const SECONDS = [
+  0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600,
+  43_200, 86_400, 172_800, 604_800, 1_209_600, 2_592_000, 7_776_000, 31_536_000,
+];
+
+/** Seconds between ticks that are whole minutes, hours or days. */
+function roundStep(context) {
+  const [low, high] = context.range ?? [0, 1];
+  const shown = ((high - low) * (context.zoom.end - context.zoom.start)) / 100;
+  return SECONDS.find((step) => shown / step <= (context.compact ? 3 : 6)) ?? SECONDS.at(-1);
+}
+
+/** What all charts leave free at their sides, so that their times are below one another. */
+export function sides(context, rows = 0) {
+  const right = context.compact ? 12 : context.left > 100 || rows ? 30 : 20;
+  return { left: context.compact ? 46 : context.left, right, outerBoundsMode: "none" };
 }
 
 function tick(name, at, low, high) {
@@ -68,7 +87,12 @@ export function marks(panel, context, { onPicture = false, range = null } = {}) 
     .filter((mark) => mark.at !== null);
   const labelled = placed.length <= MOST_LABELS;
   const colour = onPicture ? paint.markOnPicture : paint.mark;
-  const left = context.range?.[0] ?? 0;
+  const [left, right] = context.range ?? [0, 1];
+  // Labels stand beside their lines, and those near an end of the axis on the inner side.
+  const side = (at) => {
+    if (onPicture) return at > left + 0.8 * (right - left) ? "insideStartBottom" : "insideStartTop";
+    return at < left + 0.2 * (right - left) ? "insideEndBottom" : "insideEndTop";
+  };
   return {
     type: "line",
     name: "marks",
@@ -83,7 +107,6 @@ export function marks(panel, context, { onPicture = false, range = null } = {}) 
       lineStyle: { color: colour, type: "dotted", width: 1.5, opacity: labelled ? 1 : 0.5 },
       label: {
         show: labelled && !context.compact,
-        position: onPicture ? "insideStartTop" : "insideEndTop",
         color: onPicture ? "#ffffff" : colour,
         textBorderColor: onPicture ? "#000000" : paint.background,
         textBorderWidth: 3,
@@ -91,7 +114,7 @@ export function marks(panel, context, { onPicture = false, range = null } = {}) 
       },
       data: placed.map((mark) => ({
         xAxis: mark.at,
-        label: { formatter: () => short(mark.label, 28) },
+        label: { formatter: () => short(mark.label, 28), position: side(mark.at) },
       })),
     },
   };
@@ -128,7 +151,10 @@ export function zooms(context, rows = 0) {
   if (rows > 48 && !context.exporting) {
     const paint = PAINT[context.theme];
     zoom.push({
+      id: "rows",
       type: "slider",
+      start: context.rows?.start ?? 0,
+      end: context.rows?.end ?? 100,
       yAxisIndex: 0,
       filterMode: "none",
       width: 12,

@@ -43,7 +43,7 @@ export const grid = {
     const columns = panel.columns.length;
     return {
       ...base(context),
-      grid: { left: 138, right: 20, top: 8, bottom: 56 },
+      grid: { left: 138, right: 20, top: 8, bottom: 56, outerBoundsMode: "none" },
       xAxis: {
         type: "category",
         data: panel.columns.map((_, index) => String(index)),
@@ -57,7 +57,13 @@ export const grid = {
         },
       },
       yAxis: {
-        ...rowAxis(panel.rows.length, "", (row) => middle(panel.rows[row] ?? "", 18), context),
+        ...rowAxis(
+          panel.rows.length,
+          "",
+          (row) => middle(panel.rows[row] ?? "", 18),
+          grid.height(panel) - 64,
+          context,
+        ),
       },
       visualMap: { ...scaleBar(panel.range, panel.z, context), seriesIndex: 0 },
       series: [

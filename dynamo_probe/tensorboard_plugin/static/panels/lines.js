@@ -3,7 +3,7 @@
 import { lineLook, PAINT } from "../colours.js";
 import { short } from "../dom.js";
 import { along, figure, timeText } from "../times.js";
-import { base, marks, marksNear, timeAxis, timeColumns, tip, zooms } from "./base.js";
+import { base, marks, marksNear, sides, timeAxis, tip, zooms } from "./base.js";
 
 const MOST_IN_TIP = 14;
 const FEW_POINTS = 40;
@@ -38,8 +38,7 @@ export const lines = {
     return {
       ...base(context),
       grid: {
-        left: context.compact ? 46 : 64,
-        right: context.compact ? 12 : 20,
+        ...sides(context),
         top: context.compact ? 10 : 20,
         bottom: (context.compact ? 24 : 48) + (legend ? 22 : 0),
       },

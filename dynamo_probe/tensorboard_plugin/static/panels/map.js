@@ -3,12 +3,16 @@
 import { PAINT, pixels, scale } from "../colours.js";
 import { middle, short } from "../dom.js";
 import { along, figure, timeText } from "../times.js";
-import { base, marks, marksNear, timeAxis, timeColumns, tip, zooms } from "./base.js";
+import { base, marks, marksNear, sides, timeAxis, timeColumns, tip, zooms } from "./base.js";
 import { nearestColumn, picture } from "./picture.js";
 
+const LINE = 15; // pixels between two labels
+
 /** The axis of rows, named and from top to bottom. */
-export function rowAxis(rows, title, label, context) {
+export function rowAxis(rows, title, label, height, context) {
   const paint = PAINT[context.theme];
+  const part = context.exporting || !context.rows ? 100 : context.rows.end - context.rows.start;
+  const each = Math.max(1, Math.ceil((((rows * part) / 100) * LINE) / height));
   return {
     type: "category",
     inverse: true,
@@ -22,7 +26,7 @@ export function rowAxis(rows, title, label, context) {
     splitLine: { show: false },
     axisLabel: {
       color: paint.text,
-      hideOverlap: true,
+      interval: each - 1,
       formatter: (index) => label(Number(index)),
     },
   };
@@ -60,9 +64,15 @@ export const map = {
     const rows = panel.rows.length;
     return {
       ...base(context),
-      grid: { left: 138, right: rows > 48 ? 30 : 20, top: 8, bottom: 70 },
+      grid: { ...sides(context, rows), top: 8, bottom: 70 },
       xAxis: timeAxis(context),
-      yAxis: rowAxis(rows, short(panel.row, 30), (row) => middle(panel.rows[row] ?? "", 18), context),
+      yAxis: rowAxis(
+        rows,
+        short(panel.row, 30),
+        (row) => middle(panel.rows[row] ?? "", 18),
+        map.height(panel) - 78,
+        context,
+      ),
       visualMap: scaleBar(panel.range, panel.z, context),
       dataZoom: zooms(context, rows),
       series: [

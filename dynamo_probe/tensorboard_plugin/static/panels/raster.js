@@ -2,7 +2,7 @@
 
 import { PAINT, pixel } from "../colours.js";
 import { along, figure, timeText } from "../times.js";
-import { base, timeAxis, timeColumns, tip, zooms } from "./base.js";
+import { base, sides, timeAxis, timeColumns, tip, zooms } from "./base.js";
 import { rowAxis } from "./map.js";
 import { nearestColumn, picture } from "./picture.js";
 
@@ -112,10 +112,16 @@ export const raster = {
     const table = Uint32Array.from({ length: 256 }, (_, code) => colours[stateOf(code, level)]);
     return {
       ...base(context),
-      grid: { left: 138, right: rows > 48 ? 30 : 20, top: 8, bottom: 70 },
+      grid: { ...sides(context, rows), top: 8, bottom: 70 },
       legend: legend(panel, context),
       xAxis: timeAxis(context),
-      yAxis: rowAxis(rows, "unit", (row) => String(panel.units[row] ?? ""), context),
+      yAxis: rowAxis(
+        rows,
+        "unit",
+        (row) => String(panel.units[row] ?? ""),
+        raster.height(panel) - 78,
+        context,
+      ),
       dataZoom: zooms(context, rows),
       series: [
         picture({
