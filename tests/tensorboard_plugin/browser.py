@@ -91,19 +91,25 @@ class Tab:
 
 
 @contextmanager
-def opened(executable: str, *, dark: bool = False, offline_but: str = "") -> Iterator[Any]:
-    """Open a browser's context that can reach nothing but one address."""
+def browser() -> Iterator[Any]:
+    """Start a browser; one at a time in a process."""
+    executable = chromium()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        context = browser.new_context(
-            viewport={"width": 1400, "height": 900},
-            color_scheme="dark" if dark else "light",
-            accept_downloads=True,
-        )
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        started = player.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         try:
-            yield context
+            yield started
         finally:
-            browser.close()
+            started.close()
+
+
+def context_of(started: Any, *, dark: bool = False) -> Any:
+    """Return a context of its own in the browser: its window, clipboard and downloads."""
+    context = started.new_context(
+        viewport={"width": 1400, "height": 900},
+        color_scheme="dark" if dark else "light",
+        accept_downloads=True,
+    )
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    return context

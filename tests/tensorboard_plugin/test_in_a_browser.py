@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from dynamo_probe.demos.registry import DEMOS
 from dynamo_probe.logs.reading import read_logs
 from dynamo_probe.logs.runlog import RunLog
 from dynamo_probe.logs.views import VIEWS, view
-from tests.tensorboard_plugin.browser import Tab, chromium, opened
+from tests.tensorboard_plugin.browser import Tab, browser, chromium, context_of
 from tests.tensorboard_plugin.servers import Server, tensorboard
 
 RUNS = ["dormancy/plain", "dormancy/redo", "heads/fresh", "heads/repeated", "sparsity/granet"]
@@ -45,9 +46,16 @@ def server(
 
 
 @pytest.fixture(scope="module")
-def context() -> Iterator[Any]:
-    with opened(chromium()) as found:
+def started() -> Iterator[Any]:
+    with browser() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def context(started: Any) -> Iterator[Any]:
+    found = context_of(started)
+    yield found
+    found.close()
 
 
 @pytest.fixture
@@ -143,14 +151,13 @@ def test_what_is_shown_can_be_taken_along(tab: Tab, logs: tuple[Path, dict[str, 
     assert b"<svg" in files["svg"][:300] and b"hidden2" in files["svg"]
     rows = list(csv.reader(io.StringIO(files["csv"].decode("utf-8-sig"))))
     found = view(logs[1]["dormancy/plain"], "units").panels[0]
-    numbers = {
-        (row[rows[0].index("layer")], int(float(row[rows[0].index("updates")]))): row[-1]
-        for row in rows[1:]
-    }
+    assert rows[0][0] == "updates"
     for r, layer in enumerate(found.rows):  # type: ignore[union-attr]
+        column = rows[0].index(layer)
         for c, update in enumerate(found.axis["updates"].tolist()):  # type: ignore[union-attr]
+            assert int(rows[1 + c][0]) == update
             value = float(found.values[r, c])  # type: ignore[union-attr]
-            assert float(numbers[layer, update]) == pytest.approx(value, abs=1e-5)
+            assert float(rows[1 + c][column]) == pytest.approx(value, abs=1e-5)
 
 
 def test_a_link_brings_the_view_back(tab: Tab, context: Any) -> None:
@@ -199,13 +206,13 @@ def test_views_can_be_reached_with_the_keyboard_alone(tab: Tab) -> None:
     assert tab.by("tab-units").get_attribute("aria-selected") == "true"
 
 
-def test_dark_follows_tensorboard(server: Server) -> None:
-    with opened(chromium(), dark=True) as dark:
-        tab = Tab(dark.new_page()).open(server.address)
-        tab.settle()
-        script = "getComputedStyle(document.body).backgroundColor"
-        frame = tab.page.frames[-1]
-        numbers = frame.evaluate(script).removeprefix("rgb(").removesuffix(")").split(",")
-        assert max(int(n) for n in numbers[:3]) < 80
-        tab.keep("dark")
-        assert tab.complaints == []
+def test_dark_follows_tensorboard(server: Server, started: Any) -> None:
+    dark = context_of(started, dark=True)
+    tab = Tab(dark.new_page()).open(server.address)
+    tab.settle()
+    script = "getComputedStyle(document.body).backgroundColor"
+    colour = tab.page.frames[-1].evaluate(script)
+    assert max(int(n) for n in re.findall(r"\d+", colour)[:3]) < 80
+    tab.keep("dark")
+    assert tab.complaints == []
+    dark.close()
