@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, cast
@@ -70,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     # A script runs outside of the parser, which would make its own of what the script raises.
-    return outcome() if callable(outcome) else int(outcome or 0)
+    if isinstance(outcome, functools.partial):
+        return outcome()
+    return int(outcome or 0)
 
 
 def _tell(error: Exception) -> None:

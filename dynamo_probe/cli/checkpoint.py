@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,9 @@ def load(path: Path) -> Any:
             warnings.simplefilter(
                 "ignore"
             )  # of old formats: what matters is whether it can be read
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Where the format allows it, values are taken from the disk as they are counted.
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:

@@ -70,6 +70,10 @@ def examine(program: Program) -> dict[str, Any]:
         Network(name, watch.model, watch._site.optimizers, dict(watch._site.fixed.seen))
         for name, _, watch in finder._watches
     ]
+    for parameter in (p for network in networks for p in network.trained()):
+        parameter.requires_grad_(
+            True
+        )  # an actor's loss may have had a critic frozen at that moment
     refused = [(one.name, one.trouble or "") for one in finder.close() if one.trouble is not None]
     kinds = probe_kinds()
     with warnings.catch_warnings():

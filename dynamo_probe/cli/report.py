@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dynamo_probe.cli.output import WRONG_CALL, fail, tell, write_json
+from dynamo_probe.cli.output import WRONG_CALL, fail, printable, tell, write_json
 
 HELP = """
 \b
@@ -51,11 +51,16 @@ def report(
         fail(f"there is no directory {output.absolute().parent}; make it first", WRONG_CALL)
     try:
         from rich.console import Console
+        from rich.markup import escape
 
-        with Console(stderr=True).status("reading and drawing"):
+        with Console(stderr=True).status("reading") as line:
+
+            def told(done: int, of: int, name: str) -> None:
+                line.update(escape(f"drawing {printable(name, 40)}, {done} of {of} runs are done"))
+
             from dynamo_probe.report.html import write_report
 
-            files = write_report(log_dir, output, tau=tau, axis=axis)
+            files = write_report(log_dir, output, tau=tau, axis=axis, progress=told)
     except ImportError as error:
         if (error.name or "").split(".")[0] == "dynamo_probe":
             raise

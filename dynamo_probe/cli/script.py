@@ -101,13 +101,12 @@ def script_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _network_lines(network: dict[str, Any]) -> list[str]:
-    optimizers = ", ".join(network["optimizers"]) or "no optimizer"
+    if network["trouble"]:
+        return [network["name"], f"  cannot be watched: {network['trouble']}"]
     lines = [
         f"{network['name']} ({network['class']}, {network['parameters']:,} parameters, "
-        f"{optimizers})"
+        f"{', '.join(network['optimizers'])})"
     ]
-    if network["trouble"]:
-        return [*lines, f"  cannot be watched: {network['trouble']}"]
     names = [printable(layer["name"], 80) for layer in network["layers"]]
     width = max(map(len, names), default=0)
     lines.append("  Layers that can be tapped" if network["layers"] else "  No layer can be tapped")

@@ -33,6 +33,12 @@ class Network:
     optimizers: Sequence[Optimizer]
     inputs: Mapping[str, Batch]
 
+    def trained(self) -> Iterator[Tensor]:
+        """Go through what the optimizers hold."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                yield from group["params"]
+
 
 def try_probes(network: Network, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Return what can be tapped in a network, and which probes give readings, as JSON takes it.
@@ -53,7 +59,11 @@ def try_probes(network: Network, kinds: Mapping[str, Any]) -> dict[str, Any]:
         "layers": [], "skipped": [], "probes": [], "warnings": [], "trouble": "",
     }  # fmt: skip
     if not network.inputs:
-        report["trouble"] = "it was not called before the first optimizer step"
+        report["trouble"] = (
+            "its inputs were not seen: it was called before its optimizer was made, or not at all "
+            "before the first optimizer step. Make the optimizer first; as it is, a watch from "
+            "outside reads it from its second update on"
+        )
         return report
     model.train()
     first = _Trial(network, dp.ReDo(every=10, tau=0.0))
@@ -99,8 +109,14 @@ class _Trial:
             return
         with watch:
             try:
-                for prefix, batch in network.inputs.items():
-                    _backward(batch.clone().run(network.model.get_submodule(prefix)))
+                losses = [
+                    loss
+                    for prefix, batch in network.inputs.items()
+                    for loss in _losses(batch.clone().run(network.model.get_submodule(prefix)))
+                ]
+                if not losses:
+                    raise ValueError("its output does not depend on anything that is trained")
+                torch.stack(losses).sum().backward()
                 clock.step()
             except Exception as error:
                 self.failed = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -114,15 +130,11 @@ class _Trial:
             self.why = "; ".join(dict.fromkeys(reasons)) or "nothing was there to read"
 
 
-def _backward(output: Any) -> None:
-    """Let a gradient reach everything that the output depends on."""
+def _losses(output: Any) -> list[Tensor]:
+    """Return figures by which a gradient reaches everything that the output depends on."""
     loss = getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        parts = [one.float().square().mean() for one in _tensors(output) if one.requires_grad]
-        if not parts:
-            raise ValueError("its output does not depend on anything that is trained")
-        loss = torch.stack(parts).sum()
-    loss.backward()
+    parts = [loss] if isinstance(loss, Tensor) else _tensors(output)
+    return [one.float().square().mean() for one in parts if one.requires_grad]
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Put a stand-in in the place of what draws."""
     calls: list[dict[str, Any]] = []
 
-    def write_report(log_dir: Path, output: Path, *, tau: float, axis: str) -> Files:
+    def write_report(
+        log_dir: Path, output: Path, *, tau: float, axis: str, progress: Callable[..., None]
+    ) -> Files:
+        progress(0, 1, "[/red]\x1b[2J")  # names of runs are data
         calls.append({"log_dir": log_dir, "output": output, "tau": tau, "axis": axis})
         if log_dir.name == "bad":
             raise ValueError("no log of ours is in bad;\ngive another")
@@ -102,3 +106,17 @@ def test_what_the_figures_need_and_is_missing_is_told(
     monkeypatch.setattr(sys.modules["dynamo_probe.report.html"], "write_report", write_report)
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 1
     assert "pip install 'dynamo-probe[report]'" in capsys.readouterr().err
+
+
+def test_the_log_of_a_demo_becomes_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    log_dir, page = tmp_path / "log", tmp_path / "page.html"
+    assert main(["demo", "dormancy", "--updates", "60", "--log-dir", str(log_dir)]) == 0
+    capsys.readouterr()
+    assert main(["report", str(log_dir), "-o", str(page), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == ["dormancy/plain", "dormancy/redo"]
+    assert found["html"] == str(page) and "dormancy/redo" in page.read_text(encoding="utf-8")
+    assert found["figures"] and all(Path(figure).is_file() for figure in found["figures"])
