@@ -80,7 +80,7 @@ def test_a_report_is_replaced_at_once_or_not_at_all(
     with pytest.raises(OSError, match="No space"):
         write_report(tmp_path / "logs", target)
     assert target.read_text() == "before"
-    assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
     monkeypatch.undo()
     write_report(tmp_path / "logs", target)
     assert "<!DOCTYPE html>" in target.read_text("utf-8")
