@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
@@ -43,6 +43,8 @@ class Args(RunArgs):
     """Widths of the linear layers; None is 128 128, and 128 behind the convolution for images."""
     learning_rate: float = 1e-3
     """Learning rate of Adam."""
+    anneal: bool = False
+    """Let the learning rate fall to 0 in a straight line over the environment steps."""
     gamma: float = 0.99
     """Discount."""
     batch_size: int = 32
@@ -78,6 +80,10 @@ class Args(RunArgs):
             raise ValueError(f"replay_capacity is {self.replay_capacity}; give num_envs or more")
         if self.target_rate is not None and not 0 < self.target_rate <= 1:
             raise ValueError(f"target_rate is {self.target_rate}; give more than 0, at most 1")
+
+    def shaping(self) -> dict[str, Any]:
+        """Return the settings that shape the training; its length is one where it sets the rate."""
+        return super().shaping() | ({"total_steps": self.total_steps} if self.anneal else {})
 
 
 def epsilon(step: int, args: Args) -> float:
@@ -257,6 +263,9 @@ def train(
                     loss.backward()
                     if args.max_grad_norm is not None:
                         gradient.renorm_(2, 0, args.max_grad_norm)
+                    if args.anneal:
+                        left = max(1 - run.step / args.total_steps, 0.0)
+                        optimizer.param_groups[0]["lr"] = args.learning_rate * left
                     optimizer.step()
                     if args.target_rate is not None:
                         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]

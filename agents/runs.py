@@ -131,7 +131,12 @@ class Run:
             if self._instruments:
                 sinks = [] if self.writer is None else [self.writer]
                 watch = dp.watch(
-                    self._watched, self._optimizer, self._instruments, sinks=sinks, seed=args.seed
+                    self._watched,
+                    self._optimizer,
+                    self._instruments,
+                    sinks=sinks,
+                    seed=args.seed,
+                    clocks={"environment steps": lambda: self.step},
                 )
                 self.watch = parts["watch"] = stack.enter_context(watch)
             if args.resume is None:

@@ -14,117 +14,47 @@ Example:
     [1, 2, 4]
 """
 
-from dynamo_probe import alerts
-from dynamo_probe.attach import watch, watched
-from dynamo_probe.exporting import Export, ExportReport, export
-from dynamo_probe.instrument import Event, Instrument, Probe, Reading, Treatment
-from dynamo_probe.probes.alert import Alert
-from dynamo_probe.probes.dormancy import Dormancy
-from dynamo_probe.probes.gradients import Gradients
-from dynamo_probe.probes.induction import Induction
-from dynamo_probe.probes.plasticity import PruningPlasticity
-from dynamo_probe.probes.rank import Rank
-from dynamo_probe.probes.repetition import Repetition
-from dynamo_probe.probes.saturation import Saturation
-from dynamo_probe.probes.topology import Topology
-from dynamo_probe.probes.trainability import Trainability
-from dynamo_probe.probes.updates import Updates
-from dynamo_probe.probes.utility import ContinualBackpropUtility
-from dynamo_probe.schedule import (
-    AfterReadings,
-    Alternating,
-    Constant,
-    Cosine,
-    Cubic,
-    Every,
-    LogSpaced,
-    Schedule,
-)
-from dynamo_probe.sinks.memory import History
-from dynamo_probe.sinks.sink import Sink
-from dynamo_probe.sinks.tensorboard import TensorBoard
-from dynamo_probe.site import Site
-from dynamo_probe.source import NotMeasurable
-from dynamo_probe.sweeps.sweep import SweepFailed, SweepResult, sweep
-from dynamo_probe.treatments.continual_backprop import ContinualBackprop
-from dynamo_probe.treatments.l2_init import L2Init
-from dynamo_probe.treatments.layer_reset import LayerReset
-from dynamo_probe.treatments.normalize_and_project import NormalizeAndProject
-from dynamo_probe.treatments.plasticity_injection import Injectable, PlasticityInjection
-from dynamo_probe.treatments.redo import ReDo
-from dynamo_probe.treatments.regrama import ReGraMa
-from dynamo_probe.treatments.shrink_and_perturb import ShrinkAndPerturb
-from dynamo_probe.treatments.sparse import (
-    ACDC,
-    SET,
-    SNFS,
-    GradualMagnitudePruning,
-    GraNet,
-    RigL,
-    SparseTraining,
-    StaticSparse,
-)
-from dynamo_probe.watch import DynamoProbeWarning, Watch
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynamo_probe.face import *  # noqa: F403
+    from dynamo_probe.face import __all__ as __all__
 
 __version__ = "0.1.0.dev0"
 
-__all__ = [
-    "ACDC",
-    "SET",
-    "SNFS",
-    "AfterReadings",
-    "Alert",
-    "Alternating",
-    "Constant",
-    "ContinualBackprop",
-    "ContinualBackpropUtility",
-    "Cosine",
-    "Cubic",
-    "Dormancy",
-    "DynamoProbeWarning",
-    "Event",
-    "Every",
-    "Export",
-    "ExportReport",
-    "GraNet",
-    "Gradients",
-    "GradualMagnitudePruning",
-    "History",
-    "Induction",
-    "Injectable",
-    "Instrument",
-    "L2Init",
-    "LayerReset",
-    "LogSpaced",
-    "NormalizeAndProject",
-    "NotMeasurable",
-    "PlasticityInjection",
-    "Probe",
-    "PruningPlasticity",
-    "Rank",
-    "ReDo",
-    "ReGraMa",
-    "Reading",
-    "Repetition",
-    "RigL",
-    "Saturation",
-    "Schedule",
-    "ShrinkAndPerturb",
-    "Sink",
-    "Site",
-    "SparseTraining",
-    "StaticSparse",
-    "SweepFailed",
-    "SweepResult",
-    "TensorBoard",
-    "Topology",
-    "Trainability",
-    "Treatment",
-    "Updates",
-    "Watch",
-    "alerts",
-    "export",
-    "sweep",
-    "watch",
-    "watched",
-]
+
+class _Face(ModuleType):
+    """A package whose names come when the first of them is asked for: torch takes a second.
+
+    The command line and the tab of TensorBoard need few of them, or none.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep the module `dynamo_probe.watch` from taking the place of the function."""
+        if name != "watch" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        """Name what can be had, too."""
+        return sorted({*vars(self), *importlib.import_module("dynamo_probe.face").__all__})
+
+
+def __getattr__(name: str) -> Any:
+    """Gather the public names when one is asked for that is not there yet."""
+    if name == "__all__" or not name.startswith("_"):
+        face = importlib.import_module("dynamo_probe.face")
+        for one in getattr(face, "__all__", ()):  # it has none while it is itself being imported
+            globals()[one] = getattr(face, one)
+        if name == "__all__":
+            return face.__all__
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+sys.modules[__name__].__class__ = _Face

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dynamo_probe.instrument import Instrument, Probe
-from dynamo_probe.observation.recorder import collect
+from dynamo_probe.observation.recorder import Recorder, collect
 from dynamo_probe.schedule import AfterReadings
 from dynamo_probe.site import BeforeStep
 from dynamo_probe.source import Source
@@ -119,6 +119,7 @@ class Agenda:
     Attributes:
         wake: the next update at whose end anything has to be done.
         before: the next update in which anything has to be done before an optimizer steps.
+        gathering: the recorders that gather in the current update.
     """
 
     def __init__(self, timers: Iterable[Timer]) -> None:
@@ -126,6 +127,7 @@ class Agenda:
         self.timers = list(timers)
         self.wake: float = 1
         self.before: float = 1
+        self.gathering: list[Recorder] = []
         self.arm(0)
 
     def due_before(self, step: int) -> Iterator[Timer]:
@@ -171,11 +173,6 @@ class Agenda:
                 gate.on = on
         self.plan(step)
 
-    @property
-    def gathering(self) -> bool:
-        """Whether a riding source gathers in the current update."""
-        return any(s.recorder.gate.on for timer in self.timers for s in timer.sources)
-
     def stretch(self, step: int, factor: int) -> dict[str, int]:
         """Make the riding probes fire so many times less often from now on.
 
@@ -219,7 +216,9 @@ class Agenda:
         self.wake = self.before = float("inf")
 
     def plan(self, step: int) -> None:
-        """Set the next updates at which anything has to be done."""
+        """Set the next updates at which anything has to be done, and who gathers until then."""
+        recorders = [s.recorder for timer in self.timers for s in timer.sources]
+        self.gathering = [recorder for recorder in recorders if recorder.gate.on]
         times: list[float] = [1] if step == 0 else []
         for timer in self.timers:
             if timer.due is None or timer.opens is None:

@@ -33,6 +33,7 @@ def watch(
     on_error: Literal["warn", "raise"] = "warn",
     budget: float | Mapping[str, int] | None = None,
     axes: Mapping[str, str] | None = None,
+    clocks: Mapping[str, Callable[[], float]] | None = None,
 ) -> Watch:
     """Attach instruments to a training loop.
 
@@ -61,6 +62,9 @@ def watch(
             modules of your own: `unit` is the axis of the units, `replica` that of independent
             networks that are stacked in one module, and every other name is samples. Replicas are
             told apart by `Dormancy`; other instruments leave such layers out, with the reason.
+        clocks: other ways to count time than updates, as `{name: function that returns the time}`,
+            such as `{"environment steps": lambda: steps}`; asked at updates with readings, and
+            found under `clock/<name>`. The Dynamo tab can put any of them on its time axis.
 
     Returns:
         The attached `Watch`.
@@ -84,6 +88,7 @@ def watch(
         on_error=on_error,
         budget=budget,
         axes=axes,
+        clocks=clocks,
     )
 
 

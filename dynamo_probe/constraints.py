@@ -37,21 +37,24 @@ class Constraints:
 
     def before(self, optimizer: Optimizer, closure: bool) -> None:
         """Do what is to be done before a step."""
-        for one in self._site.constraints:
+        for one in sorted(self._site.constraints, key=lambda one: one.masks):
             if one.off is None:
                 self._run(one, one.before, optimizer, closure)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         closure = has_closure(args, kwargs)
-        for one in self._site.constraints:
+        for one in self._masks_first():
             if one.off is None:
                 self._run(one, one.after, optimizer, closure)
 
     def hold(self) -> None:
         """Put right what treatments may have broken."""
-        for one in self._site.constraints:
+        for one in self._masks_first():
             if one.off is None:
                 self._run(one, one.hold)
+
+    def _masks_first(self) -> list[Constraint]:
+        return sorted(self._site.constraints, key=lambda one: not one.masks)
 
     def _run(self, one: Constraint, action: Callable[..., None], *args: Any) -> None:
         try:

@@ -39,7 +39,7 @@ class Found:
     Attributes:
         name: the variable of the script that holds it, or its class.
         updates: how many updates were seen.
-        log_dir: where its log is.
+        log_dir: where its log is; "" where none was wanted.
         trouble: why it was not watched; None where it was.
     """
 
@@ -60,12 +60,12 @@ class Finder:
 
     Args:
         instruments: templates; each watch gets copies.
-        log_dir: the directory above those of the networks.
+        log_dir: the directory above those of the networks; None writes nothing.
         names: where to look for the names of networks: the variables of the script.
     """
 
     def __init__(
-        self, instruments: Sequence[Instrument], log_dir: str, names: dict[str, Any]
+        self, instruments: Sequence[Instrument], log_dir: str | None, names: dict[str, Any]
     ) -> None:
         """Put hooks on, for all modules and for all optimizers."""
         self._templates = list(instruments)
@@ -175,14 +175,14 @@ class Finder:
 
     def _watch(self, model: nn.Module, optimizers: list[Optimizer]) -> None:
         name = self._name_of(model)
-        log_dir = os.path.join(self._log_dir, name)
+        log_dir = "" if self._log_dir is None else os.path.join(self._log_dir, name)
         ours = _parameters(model)
         for _, _, earlier in self._watches:
             if not ours.isdisjoint(_parameters(earlier.model)):
                 earlier.close()  # its optimizer was replaced, and with it its clock
         try:
             instruments = [fresh_copy(one) for one in self._templates]
-            watch = Watch(model, optimizers, instruments, log_dir=log_dir)
+            watch = Watch(model, optimizers, instruments, log_dir=log_dir or None)
         except Exception as error:
             _remove_if_empty(log_dir)
             logger.debug("%s is not watched", name, exc_info=True)

@@ -26,7 +26,7 @@ from dynamo_probe.observation.apart import apart
 from dynamo_probe.observation.backward import BackwardRecorder
 from dynamo_probe.observation.batch import Batch
 from dynamo_probe.observation.inputs import InputTap
-from dynamo_probe.observation.recorder import learned_layers
+from dynamo_probe.observation.learner import learned_layers
 from dynamo_probe.observation.statistics import MAGNITUDE, Statistic
 from dynamo_probe.prefixes import bound, inside, joined, layer_in, wiring_in
 from dynamo_probe.source import NotMeasurable, Source, Where
@@ -65,6 +65,7 @@ class Constraint:
         before: done before a step.
         after: done after it.
         hold: done after a treatment has acted.
+        masks: whether it holds masks.
         off: why it is no longer done; None while it is.
     """
 
@@ -72,6 +73,7 @@ class Constraint:
     before: BeforeStep
     after: AfterStep
     hold: Callable[[], None]
+    masks: bool = False
     off: str | None = None
 
 
@@ -91,6 +93,7 @@ class Site:
         readings: what was emitted at this update so far.
         fresh: those of them that an instrument on the schedule `AfterReadings` has not yet seen.
         connections: the masks of sparse treatments.
+        owners: which of the optimizers have the weight of a layer.
         no_riding: None, or why hooks cannot ride on the training's forward passes.
     """
 
@@ -126,7 +129,8 @@ class Site:
         self.events: list[Event] = []
         self.fixed = FixedBatches(probe_batch)
         self._wiring: dict[str, Wiring | str] = {}
-        self._learned = learned_layers(model)
+        self._learned = learned_layers(model, self.optimizers)
+        self.owners = {one.owner for one in self._learned.values()}
 
     # --- what instruments ask for when they attach -------------------------------------------
 
@@ -186,6 +190,7 @@ class Site:
         before: BeforeStep = _nothing,
         after: AfterStep = _nothing,
         hold: Callable[[], None] = _nothing,
+        masks: bool = False,
     ) -> None:
         """Ask to be called around every step of every optimizer, whatever the schedule.
 
@@ -194,8 +199,11 @@ class Site:
             before: takes an optimizer that is about to step, and whether it has a closure.
             after: the same after its step, and before the update is counted.
             hold: called after an update at which a treatment has acted, whichever it was.
+            masks: it sets what is pruned to 0. Before a step that comes after all that others do to
+                gradients, and after a step ahead of all that they do to weights, whatever the order
+                of the instruments.
         """
-        self.constraints.append(Constraint(instrument, before, after, hold))
+        self.constraints.append(Constraint(instrument, before, after, hold, masks))
 
     def follow(
         self,

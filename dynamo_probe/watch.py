@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from dynamo_probe.agenda import Agenda, Timer
 from dynamo_probe.anatomy.axes import declared_axes
 from dynamo_probe.anatomy.twin import unwrap
 from dynamo_probe.budget import Budget
+from dynamo_probe.clocks import Clocks
 from dynamo_probe.conductor import Conductor
 from dynamo_probe.constraints import Constraints, has_closure
 from dynamo_probe.discovery import Discovery, already_ran_compiled, compiled_wrapper, is_compiled
@@ -45,7 +47,8 @@ class Watch:
     inside the loop changes.
 
     Attributes:
-        history: readings in memory: `.tags()`, `.series(tag)`, `.latest(tag)`, `.to_pandas()`.
+        history: readings in memory: `.tags()`, `.series(tag)`, `.latest(tag)`, `.to_pandas()`,
+            `.plot()`.
         events: what was done or noticed, in order.
         most_events: when there are more, the older half goes, and a note says how many went.
     """
@@ -66,6 +69,7 @@ class Watch:
         on_error: Literal["warn", "raise"] = "warn",
         budget: float | Mapping[str, int] | None = None,
         axes: Mapping[str, str] | None = None,
+        clocks: Mapping[str, Callable[[], float]] | None = None,
     ) -> None:
         """Attach; see `dynamo_probe.watch` for the arguments."""
         if on_error not in ("warn", "raise"):
@@ -79,6 +83,7 @@ class Watch:
         self._met: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._discovery: Discovery | None = None
+        self._clocks = Clocks(clocks, self._clock_trouble)
         self._wrapper = model
         inner = unwrap(model)
         declared = declared_axes(inner, axes)
@@ -137,6 +142,9 @@ class Watch:
             if site.constraints:  # before the clock: what is read of an update is constrained
                 self._handles.append(self._constraints.hook(optimizer))
         self._handles.append(clock.register_step_post_hook(self._after_step))
+        for owner in site.owners - {0}:
+            settle = partial(self._settle, owner)
+            self._handles.append(site.optimizers[owner].register_step_post_hook(settle))
         model, wrapper = self._site.model, self._wrapper
         compiled = compiled_wrapper(wrapper)  # a hook inside it would be traced and hear nothing
         for tap in (follower.tap for follower in site.followers):
@@ -254,6 +262,23 @@ class Watch:
         names = ", ".join(instrument.name for instrument in self.instruments)
         return f"Watch(update {self.step}, {names}{', closed' if self._closed else ''})"
 
+    @property
+    def closed(self) -> bool:
+        """Whether the watch has let go of the model."""
+        return self._closed
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: instruments, layers, the last events, the newest figures."""
+        from dynamo_probe.display import html
+
+        return html.of_watch(self)
+
+    def __rich__(self) -> object:
+        """Show it in a terminal: `rich.print(watch)`."""
+        from dynamo_probe.display import table
+
+        return table.of_watch(self)
+
     # --- what happens in the loop ---------------------------------------------------------------
 
     def _called(self, prefix: str, batch: Batch) -> None:
@@ -317,19 +342,26 @@ class Watch:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count an update; this is all that most updates cost."""
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            return  # a fused optimizer that was told to change nothing
+        if _called_off(optimizer):
+            return
         site = self._site
         site.step += 1
+        if self._agenda.gathering:
+            self._settle(0, optimizer)
         if self._budget is not None:
-            self._budget.update_ends(self._agenda.gathering)
+            self._budget.update_ends(bool(self._agenda.gathering))
         if self._followers:
             self._guarded(self._follow)
         if site.step >= self._agenda.wake:
             self._guarded(self._work)
         elif self._followers:
             self._deliver()
+
+    def _settle(self, owner: int, optimizer: Optimizer, *_: Any) -> None:
+        """Keep what was gathered of an optimizer's layers: its step has made use of it."""
+        if not _called_off(optimizer):
+            for recorder in self._agenda.gathering:
+                self._guarded(partial(recorder.settle, owner))
 
     def _follow(self) -> None:
         """Let instruments see every update; what is disabled sees no more."""
@@ -383,6 +415,8 @@ class Watch:
         if not readings and not events:
             return
         site.readings, site.events = [], []
+        if readings:
+            readings += self._clocks.readings(self.step)
         self.history.add(readings)
         self.events += events
         shorten(self.events, self.most_events)
@@ -391,9 +425,19 @@ class Watch:
 
     # --- small things -------------------------------------------------------------------------
 
+    def _clock_trouble(self, clock: str, message: str) -> None:
+        self.events.append(Event(self.step, "disabled", clock, {"reason": message}))
+        self._warn(f"{clock} failed and is not read any more; training goes on. {message}")
+
     def _sink_trouble(self, sink: str, message: str) -> None:
         self.events.append(Event(self.step, "note", sink, {"reason": message}))
         self._warn(f"{sink}: {message}")
 
     def _warn(self, message: str) -> None:
         warn(message, stacklevel=4)
+
+
+def _called_off(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer was told to change nothing in its step."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)

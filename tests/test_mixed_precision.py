@@ -49,8 +49,8 @@ def test_a_step_that_a_gradient_scaler_skips_does_not_count(fused: bool) -> None
             scaler.update()
             assert torch.equal(before, net[0].weight) == (update == 2)
     assert watch.step == 4
-    # The samples of the skipped step belong to the update that follows.
-    assert watch.history.series("dormancy/samples")[1].tolist() == [8, 8, 16, 8]
+    # The samples of the skipped step are those of no update: their gradients were cleared.
+    assert watch.history.series("dormancy/samples")[1].tolist() == [8, 8, 8, 8]
 
 
 def test_gradient_clipping_and_accumulation_give_the_statistics_of_the_one_big_batch() -> None:

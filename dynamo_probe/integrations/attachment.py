@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,7 @@ class Attachment:
         *,
         log_dir: str | os.PathLike[str] | None = None,
         writes: bool = True,
+        clocks: Mapping[str, Callable[[], float]] | None = None,
     ) -> Watch:
         """Attach, and go on from a loaded state or from the last watch of this very module.
 
@@ -69,6 +70,7 @@ class Attachment:
             optimizers: one or several; the first one's steps are the clock.
             log_dir: where to write when the user named no directory.
             writes: whether this rank writes; the others only take part in reductions.
+            clocks: other ways to count time.
         """
         self.close()
         if self.watch is not None and self.watch.model is not unwrap(model):
@@ -83,6 +85,7 @@ class Attachment:
             process_group=_all_ranks(),
             seed=self._seed,
             on_error=self._on_error,
+            clocks=clocks,
         )
         self.open = True
         if self._state:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from dynamo_probe.instrument import Instrument
 from dynamo_probe.integrations.attachment import Attachment
 from dynamo_probe.integrations.framework import framework
-from dynamo_probe.integrations.own_loss import OwnLoss
 from dynamo_probe.watch import Watch
 
 if TYPE_CHECKING:
@@ -58,7 +57,6 @@ class DynamoProbeCallback(BaseCallback):
         super().__init__()
         self._name = model
         self._attachment = Attachment(instruments, log_dir, sinks, probe_batch, seed, on_error)
-        self._own_loss: OwnLoss | None = None
 
     @property
     def watch(self) -> Watch | None:
@@ -73,10 +71,8 @@ class DynamoProbeCallback(BaseCallback):
         own = getattr(network, "optimizer", None) or policy.optimizer
         logs = getattr(self.model, "tensorboard_log", None)
         log_dir = Path(self.logger.dir) / name if logs and self.logger.dir else None
-        watch = self._attachment.begin(network, own, log_dir=log_dir)
-        parts: list[Any] = [getattr(policy, part, None) for part in ("actor", "critic")]
-        others = [part.optimizer for part in parts if getattr(part, "optimizer", own) is not own]
-        self._own_loss = OwnLoss(watch, own, others)
+        clocks = {"environment steps": lambda: float(self.num_timesteps)}
+        self._attachment.begin(network, own, log_dir=log_dir, clocks=clocks)
 
     def _on_step(self) -> bool:
         return True
@@ -86,8 +82,6 @@ class DynamoProbeCallback(BaseCallback):
 
     def close(self) -> None:
         """Let go of the network; may be called again."""
-        if self._own_loss is not None:
-            self._own_loss.close()
         self._attachment.close()
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynamo_probe.anatomy.layer import Layer, units_of
-from dynamo_probe.anatomy.taps import Tap, install
+from dynamo_probe.anatomy.taps import Tap
 from dynamo_probe.functional.gradients import norms
-from dynamo_probe.observation.recorder import Gate, Recorder, Slot, is_frozen
+from dynamo_probe.observation.learner import Learned
+from dynamo_probe.observation.recorder import Gate, Recorder, Slot
 from dynamo_probe.observation.statistics import UNBOUNDED, Statistic
 
 
@@ -47,13 +48,15 @@ class BackwardRecorder(Recorder):
         self,
         model: nn.Module,
         layers: Mapping[str, Layer],
-        learned: Mapping[str, nn.Module],
+        learned: Mapping[str, Learned],
     ) -> None:
         """Put gated hooks on the layers; as `Recorder.ride`."""
-        for name in layers if self.rides else ():
-            slot = self.slots[name]
-            riding = _RidingBack(self.gate, slot, learned.get(name))
-            self._handles.append(install(model, slot.layer.tap, riding))
+        if self.rides:
+            super().ride(model, layers, learned)
+
+    def rider(self, slot: Slot) -> _RidingBack:
+        """Return the hook of one layer."""
+        return _RidingBack(self.gate, slot)
 
     def follow(self, parameters: Mapping[str, nn.Parameter], clock: Callable[[], int]) -> None:
         """Take the norm of each parameter's gradient whenever a backward pass has added to it.
@@ -79,19 +82,19 @@ class _RidingBack:
     Not while the layer is frozen for another network's loss.
     """
 
-    __slots__ = ("gate", "learner", "slot")
+    __slots__ = ("gate", "slot")
 
-    def __init__(self, gate: Gate, slot: Slot, learner: nn.Module | None) -> None:
+    def __init__(self, gate: Gate, slot: Slot) -> None:
         self.gate = gate
         self.slot = slot
-        self.learner = learner
 
     def __call__(self, output: Tensor) -> None:
-        if self.gate.on and output.requires_grad and not is_frozen(self.learner):
+        if self.gate.on and output.requires_grad and not self.slot.learner.frozen:
             gate, slot = self.gate, self.slot
+            weight = slot.learner.weight()
 
             def commit(gradient: Tensor) -> None:
-                if gate.on:
+                if gate.on and (weight is None or slot.takes(weight)):
                     with torch.no_grad():
                         slot.add(*slot.figures(gradient))
 

@@ -19,6 +19,7 @@ from dynamo_probe.anatomy.layer import Layer
 from dynamo_probe.anatomy.taps import install
 from dynamo_probe.observation.apart import apart
 from dynamo_probe.observation.batch import Batch
+from dynamo_probe.observation.learner import Learned, Learner
 from dynamo_probe.observation.statistics import Statistic, UnitSums
 
 _REDUCTIONS: tuple[Literal["sum", "max"], ...] = ("sum", "max")
@@ -41,15 +42,70 @@ class Slot:
         sums: [statistics that sum, units].
         peaks: [statistics that take the maximum, units].
         samples: [1], the number of samples.
+        learner: says which passes count; it comes with the hooks.
+        loose: whether anything was added that no optimizer's step has made use of yet.
     """
 
-    __slots__ = ("layer", "peaks", "samples", "statistics", "sums")
+    __slots__ = (
+        "_kept",
+        "_parts",
+        "layer",
+        "learner",
+        "loose",
+        "peaks",
+        "samples",
+        "statistics",
+        "sums",
+    )
 
     def __init__(self, layer: Layer, statistics: Sequence[Statistic]) -> None:
         """Make room on the CPU; `Recorder` moves it to where the layer is."""
         self.layer = layer
         self.statistics = tuple(statistics)
         self.sums = self.peaks = self.samples = torch.empty(0)
+        self._parts: tuple[Tensor, ...] = ()
+        self._kept: tuple[Tensor, ...] = ()
+        self.learner = Learner()
+        self.loose = False
+
+    def place(self, sums: Tensor, peaks: Tensor) -> None:
+        """Take a place in the buffers.
+
+        Args:
+            sums: [statistics that sum * units + 1], the number of samples last.
+            peaks: [statistics that take the maximum * units].
+        """
+        width = self.layer.units * self.layer.replicas
+        self.sums, self.samples = sums[:-1].view(-1, width), sums[-1:]
+        self.peaks = peaks.view(-1, width)
+        self._parts = (sums, peaks) if len(peaks) else (sums,)
+        self._kept = tuple(part.clone() for part in self._parts)
+        self.loose = False
+
+    def keep(self) -> None:
+        """Take what has been added for good: an optimizer's step has made use of it."""
+        for kept, part in zip(self._kept, self._parts, strict=True):
+            kept.copy_(part)
+        self.loose = False
+
+    def drop(self) -> None:
+        """Take back what was added since `keep`."""
+        for kept, part in zip(self._kept, self._parts, strict=True):
+            part.copy_(kept)
+        self.loose = False
+
+    def takes(self, weight: Tensor) -> bool:
+        """Whether a batch is to be added; takes back what was added before, where that is due.
+
+        To be asked in a backward pass, with the weight that `Learner.weight` gave.
+        """
+        verdict = self.learner.asked(weight)
+        if verdict == "ignore":
+            return False
+        if verdict == "restart" and self.loose:
+            self.drop()
+        self.loose = True
+        return True
 
     def figures(self, read: Tensor) -> tuple[list[Tensor], list[Tensor], int]:
         """Compute the statistics of what a tap read: sums, peaks, number of samples."""
@@ -74,20 +130,6 @@ class Slot:
         self.samples.add_(samples)
 
 
-def learned_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose weight requires gradients now, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.requires_grad
-    }
-
-
-def is_frozen(learner: nn.Module | None) -> bool:
-    """Whether a layer that is learned is frozen for now: the loss is another network's."""
-    return learner is not None and not learner.weight.requires_grad
-
-
 class _Riding:
     """Counts a forward pass of a gated update when a backward pass reaches it.
 
@@ -95,21 +137,21 @@ class _Riding:
     through the critic and is none of the critic's.
     """
 
-    __slots__ = ("gate", "learner", "slot")
+    __slots__ = ("gate", "slot")
 
-    def __init__(self, gate: Gate, slot: Slot, learner: nn.Module | None) -> None:
+    def __init__(self, gate: Gate, slot: Slot) -> None:
         self.gate = gate
         self.slot = slot
-        self.learner = learner
 
     def __call__(self, read: Tensor) -> None:
-        if self.gate.on and read.requires_grad and not is_frozen(self.learner):
+        if self.gate.on and read.requires_grad and not self.slot.learner.frozen:
             gate, slot = self.gate, self.slot
+            weight = slot.learner.weight()
             with torch.no_grad():
                 figures = slot.figures(read)
 
             def commit(gradient: Tensor) -> None:
-                if gate.on:
+                if gate.on and (weight is None or slot.takes(weight)):
                     slot.add(*figures)
 
             read.register_hook(commit)
@@ -163,27 +205,31 @@ class Recorder:
         at = top = 0
         for slot in slots:
             n = slot.layer.units * slot.layer.replicas
-            slot.sums = sums[at : at + summed * n].view(summed, n)
-            slot.samples = sums[at + summed * n : at + summed * n + 1]
-            slot.peaks = peaks[top : top + peaked * n].view(peaked, n)
+            slot.place(sums[at : at + summed * n + 1], peaks[top : top + peaked * n])
             at, top = at + summed * n + 1, top + peaked * n
 
     def ride(
         self,
         model: nn.Module,
         layers: Mapping[str, Layer],
-        learned: Mapping[str, nn.Module],
+        learned: Mapping[str, Learned],
     ) -> None:
         """Put gated hooks on the model.
 
         Args:
             model: the model.
             layers: what to read, by name; they must have been prepared.
-            learned: layers that count only while they are not frozen.
+            learned: see `learned_layers`; what another network's loss sends through these layers
+                does not count.
         """
-        for name, layer in layers.items():
-            riding = _Riding(self.gate, self.slots[name], learned.get(name))
-            self._handles.append(install(model, layer.tap, riding))
+        for name in layers:
+            slot = self.slots[name]
+            slot.learner = Learner(learned.get(name))
+            self._handles.append(install(model, slot.layer.tap, self.rider(slot)))
+
+    def rider(self, slot: Slot) -> Callable[[Tensor], None]:
+        """Return the hook of one layer."""
+        return _Riding(self.gate, slot)
 
     def clear(self) -> None:
         """Forget what was accumulated."""
@@ -191,6 +237,14 @@ class Recorder:
             sums.zero_()
         for peaks in self._peaks.values():
             peaks.fill_(float("-inf"))
+        for slot in self.slots.values():
+            slot.keep()
+
+    def settle(self, owner: int) -> None:
+        """Take for good what was added to the layers of an optimizer, which has stepped."""
+        for slot in self.slots.values():
+            if slot.loose and slot.learner.owner == owner:
+                slot.keep()
 
     def read(self, group: Any = None) -> dict[str, UnitSums]:
         """Return what was accumulated; see `collect`."""
@@ -345,3 +399,4 @@ def _state_of(slot: Slot) -> dict[str, Tensor]:
 def _restore(slot: Slot, state: Mapping[str, Tensor]) -> None:
     for name, values in state.items():
         getattr(slot, name).copy_(values)
+    slot.keep()

@@ -250,6 +250,7 @@ class Induction(Probe):
         for layer, head in shown if self.heads == "top" else scores.top(matching.numel()):
             site.emit(f"{name}/head/{layer}.{head}", float(matching[layer, head]), samples)
         layers, heads = matching.shape
+        site.emit(f"{name}/layers", float(layers))
         self._lines = [
             f"scores {layers} layers of up to {heads} heads on {len(scores.tokens)} sequences of "
             f"{scores.tokens.shape[1]} tokens: {', '.join(n or 'the model' for n in scores.layers)}"

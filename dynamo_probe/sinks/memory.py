@@ -16,6 +16,7 @@ from dynamo_probe.sinks.thinning import Thinning
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 _NO_COUNT = -1  # stands for samples=None in an integer array
 
@@ -156,6 +157,34 @@ class History:
             }
         )
 
+    def plot(
+        self,
+        tags: str | Iterable[str] | None = None,
+        ax: Axes | None = None,
+        *,
+        logx: bool = False,
+    ) -> Axes:
+        """Draw series over updates; needs matplotlib (the extra `report`).
+
+        Args:
+            tags: a tag, several, or patterns such as `"dormancy/layer/*"` (`*`, `?` and `[...]`,
+                over slashes too), which mean tags with one figure; None means the pooled figures,
+                whose tags have one slash.
+            ax: where to draw; None means the current axes of pyplot.
+            logx: whether updates are on a logarithmic axis.
+
+        Returns:
+            The axes: a line for each tag, in the order given, labels and a legend.
+
+        Raises:
+            KeyError: when nothing was read under a tag, or none matches a pattern.
+            ValueError: when there is nothing to draw, or a tag has one figure per unit.
+            ModuleNotFoundError: when matplotlib is not installed.
+        """
+        from dynamo_probe.display import plot
+
+        return plot.draw(self, tags, ax, logx=logx)
+
     def state_dict(self) -> dict[str, Any]:
         """Return all readings as tensors and plain values (`torch.load(weights_only=True)`)."""
         return {
@@ -228,6 +257,18 @@ class History:
         first, last = min(end[0] for end in ends), max(end[1] for end in ends)
         tags = len(self._scalars) + len(self._vectors)
         return f"History({len(self)} readings of {tags} tags, updates {first} to {last})"
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: a row for each tag, with a curve."""
+        from dynamo_probe.display import html
+
+        return html.of_history(self)
+
+    def __rich__(self) -> object:
+        """Show it in a terminal: `rich.print(watch.history)`."""
+        from dynamo_probe.display import table
+
+        return table.of_history(self)
 
     def _find(self, tag: str) -> _Series:
         series = self._scalars.get(tag)

@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars
 from torch.utils.tensorboard.summary import histogram as histogram_summary
 from torch.utils.tensorboard.summary import text as text_summary
 
 from dynamo_probe.instrument import Event
+from dynamo_probe.logs.reading import PLUGIN, TAG
 
 __all__ = [
     "SummaryWriter",
@@ -23,6 +24,7 @@ __all__ = [
     "escaped",
     "histogram",
     "layout",
+    "log",
     "note",
     "picture",
     "scalar",
@@ -37,6 +39,8 @@ Value: TypeAlias = Any
 # Generated modules name their classes at run time only, which no type checker sees.
 _event_pb2: Any = event_pb2
 _summary_pb2: Any = summary_pb2
+_tensor_pb2: Any = tensor_pb2
+_STRING: Any = types_pb2.DT_STRING  # pyright: ignore[reportAttributeAccessIssue]
 
 EVENTS_SHOWN = 24
 """The events of one kind that are written out at one update; the others are counted."""
@@ -112,6 +116,16 @@ def escaped(text: str) -> str:
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
         text = text.replace(sign, entity)
     return text
+
+
+def log(packed: bytes) -> Value:
+    """Return the log of the run so far, for the tab and the report."""
+    tensor = _tensor_pb2.TensorProto(dtype=_STRING, string_val=[packed])
+    plugin = _summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN)
+    metadata = _summary_pb2.SummaryMetadata(
+        plugin_data=plugin, data_class=_summary_pb2.DATA_CLASS_TENSOR
+    )
+    return _summary_pb2.Summary.Value(tag=TAG, metadata=metadata, tensor=tensor)
 
 
 def layout(tau: str | None) -> Value:

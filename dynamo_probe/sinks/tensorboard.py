@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynamo_probe.instrument import Event, Reading
+from dynamo_probe.logs.reading import newest_of
+from dynamo_probe.logs.recording import Recording
+from dynamo_probe.logs.runlog import RunLog, packed
+from dynamo_probe.logs.times import WriteTimes
 from dynamo_probe.sinks.selection import ImageTimes, ScalarTags, primary_tau
 
 if TYPE_CHECKING:
@@ -36,7 +40,9 @@ class TensorBoard:
     Everything of an update is one record in the file: its scalars (32 bits each), the unit scores
     of all layers as one histogram `dormancy/scores`, its events as texts `events/<kind>`, and, at
     updates evenly apart on a logarithmic axis, a picture `dormancy/heatmap` of the dormant fraction
-    by layer and time. In a local directory a record is on the disk when `write` returns.
+    by layer and time. Beside that stands the log of the whole run so far, for the Dynamo tab and
+    the report, written at times evenly apart on a logarithmic axis. In a local directory a record
+    is on the disk when `write` returns.
 
     Args:
         log_dir: the directory of the run, made when it does not exist; best one of its own. By
@@ -83,6 +89,9 @@ class TensorBoard:
         self._fractions = LayerFractions()
         self._tau: str | None = None
         self._images = ImageTimes()
+        self._recording = Recording()
+        self._log_times = WriteTimes()
+        self._log_behind = False
         self._image_due = False
         self._laid_out = self._borrowed
         self._purge_step: int | None = None
@@ -98,6 +107,9 @@ class TensorBoard:
     def resume(self, step: int) -> None:
         """Hide what this directory holds of updates after `step`. A given writer is left alone."""
         self._fractions.forget_after(step)
+        self._recall_log()
+        self._recording.forget_after(step)
+        self._log_behind = False
         self._image_due = self._image_due and len(self._fractions) > 0
         self._step = min(self._step, step)
         if self._borrowed:
@@ -126,6 +138,13 @@ class TensorBoard:
             values.append(self._heatmap())
         if scalars and not self._laid_out:
             values.append(self._summaries.layout(self._tau))
+        if readings or events:
+            if not len(self._recording):
+                events = [*events, *self._others(step)]
+            self._recording.add(step, readings, events, time.time())
+            self._log_behind = len(self._recording) > 0
+        if self._log_behind and self._log_times.due(time.monotonic()):
+            values.append(self._log())
         self._record(step, values)
         # What is done once counts as done only now: a write that fails is made up for later.
         self._laid_out = self._laid_out or bool(scalars)
@@ -142,8 +161,10 @@ class TensorBoard:
             return
         self._closed = True
         try:
-            if self._image_due:
-                self._record(self._step, [self._heatmap()])
+            values = [self._heatmap()] if self._image_due else []
+            if self._log_behind:
+                values.append(self._log())
+            self._record(self._step, values)
         finally:
             if self._writer is not None:
                 self._writer.flush()
@@ -152,8 +173,42 @@ class TensorBoard:
 
     def __repr__(self) -> str:
         """Say where it writes to."""
-        where = self._writer.get_logdir() if self._writer is not None else self._log_dir
-        return f"TensorBoard({str(where)!r})"
+        return f"TensorBoard({self._where()!r})"
+
+    def _recall_log(self) -> None:
+        """Go on from the log that lies in the directory, if this process has none of its own."""
+        log = None if len(self._recording) else self._log_found()
+        if log is not None:
+            self._recording.go_on_from(log)
+
+    def _others(self, step: int) -> list[Event]:
+        """Say so where another run's log lies in the directory already."""
+        log = self._log_found()
+        if log is None or log.writer in self._recording.earlier:
+            return []
+        reason = (
+            "this directory holds the log of another run already, and TensorBoard mixes the two; "
+            "give each run a log_dir of its own, or load the watch's state to go on with a run"
+        )
+        _log.warning("%s: %s", self._where(), reason)
+        return [Event(step, "alert", "log_dir", {"reason": reason})]
+
+    def _where(self) -> str:
+        return str(self._writer.get_logdir() if self._writer is not None else self._log_dir)
+
+    def _log_found(self) -> RunLog | None:
+        """Return the log that lies in the directory, if there is one that can be read."""
+        try:
+            return None if "://" in self._where() else newest_of(self._where())
+        except OSError as error:
+            _log.warning("the log of the run before cannot be read: %s", error)
+            return None
+
+    def _log(self) -> Value:
+        raw = packed(self._recording.log())
+        self._log_times.written(time.monotonic(), len(raw))
+        self._log_behind = False
+        return self._summaries.log(raw)
 
     def _record(self, step: int, values: list[Value]) -> None:
         if not values:

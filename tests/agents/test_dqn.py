@@ -114,6 +114,19 @@ def test_target_network_may_follow_as_a_running_average(tmp_path: Path, quick: Q
     assert not torch.equal(states["target"]["fc1.weight"], before["fc1.weight"])
 
 
+def test_the_learning_rate_falls_in_a_line_where_asked(tmp_path: Path, quick: Quick):
+    path = tmp_path / "checkpoint.pt"
+    args = replace(quick(), anneal=True, total_steps=400, learning_starts=100, replay_ratio=0.1)
+    train(replace(args, checkpoint=path))
+    groups = torch.load(path, weights_only=True)["states"]["optimizer"]["param_groups"]
+    assert groups[0]["lr"] == 0.0  # the last update comes with the last step
+    train(replace(args, learning_starts=105, checkpoint=path))
+    groups = torch.load(path, weights_only=True)["states"]["optimizer"]["param_groups"]
+    assert groups[0]["lr"] == pytest.approx(args.learning_rate * 5 / 400)
+    with pytest.raises(ValueError, match="total_steps=400"):
+        train(replace(args, learning_starts=105, resume=path, total_steps=800))
+
+
 def test_clipping_the_flat_gradient_equals_clip_grad_norm():
     torch.manual_seed(0)
     for scale in (0.01, 100.0):

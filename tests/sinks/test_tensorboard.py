@@ -113,7 +113,8 @@ def test_an_update_is_one_record_whatever_is_in_it(tmp_path):
     sink.close()
     # The last picture was written at update 20, so that closing adds one more.
     assert [record.step for record in records(tmp_path)] == [*range(1, 22), 21]
-    assert [value.tag for value in records(tmp_path)[-1].summary.value] == ["dormancy/heatmap"]
+    tags = [value.tag for value in records(tmp_path)[-1].summary.value]
+    assert tags == ["dormancy/heatmap", "dynamo_probe/log"]
     assert (
         len(records(tmp_path)[1].summary.value) == 8 + 1 + 1 + 1
     )  # scalars, scores, text, picture
@@ -393,7 +394,9 @@ def test_events_are_texts_at_their_update_and_many_are_collapsed(tmp_path):
     assert html.count("<li>") == 25 and "and 976 more" in html
     assert len(text) < 10_000
     assert texts(tmp_path, "events/alert") == [(4, "- **fc1**")]
-    assert len(records(tmp_path)) == 2
+    *_, last = records(tmp_path)
+    assert [value.tag for value in last.summary.value] == ["dynamo_probe/log"]
+    assert len(records(tmp_path)) == 3
 
 
 def test_a_text_shows_what_was_written_whatever_it_holds(tmp_path):

@@ -190,7 +190,7 @@ class SparseTraining(Treatment):
         for score in (*self.rules.scores, self.rules.initial):
             if isinstance(score, Score):
                 score.attach(site, self)
-        site.constrain(self, self._before, self._after, self._hold)
+        site.constrain(self, self._before, self._after, self._hold, masks=True)
         site.publish(self.connections)
 
     def start(self, site: Site) -> None:

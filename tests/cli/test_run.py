@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import dynamo_probe
-from dynamo_probe.cli import main, probe_kinds
+from dynamo_probe.cli import main
+from dynamo_probe.cli.run import PROBES, probe_kinds
 
 ROOT = Path(dynamo_probe.__file__).parent.parent
 
@@ -225,6 +226,7 @@ def test_what_is_not_there_ends_as_in_python(
 
 def test_every_probe_that_needs_no_more_than_a_period_can_be_named() -> None:
     kinds = probe_kinds()
+    assert sorted(kinds) == list(PROBES)
     assert {"dormancy", "rank"} <= kinds.keys()
     assert "alert" not in kinds
     assert all(kind(every=7).schedule.after(7) == 14 for kind in kinds.values())  # type: ignore
