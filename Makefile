@@ -28,7 +28,7 @@ bench: $(INSTALLED)  ## Measure what watching costs
 	$(PYTEST) benchmarks/overhead
 
 docs: $(INSTALLED)  ## Build the documentation into site/
-	.venv/bin/python -m mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet --site-dir site
 	@echo "open site/index.html"
 
 lint: $(INSTALLED)  ## Check style and formatting
