@@ -29,7 +29,7 @@ bench: $(INSTALLED)  ## Measure what watching costs
 
 docs: $(INSTALLED)  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet --site-dir site
-	@echo "open site/index.html"
+	@echo "open site/index.html, or with its search: .venv/bin/python -m http.server --directory site"
 
 lint: $(INSTALLED)  ## Check style and formatting
 	.venv/bin/python -m ruff check .

@@ -1,4 +1,4 @@
-"""Tells the builder of these pages that our docstrings say `Example:` where it knows `Examples:`."""
+"""Tells the builder of these pages that docstrings say `Example:` where it knows `Examples:`."""
 
 import re
 from typing import Any

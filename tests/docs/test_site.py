@@ -21,7 +21,13 @@ ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 BASES = (dp.Instrument, dp.Probe, dp.Treatment)
 PAGES = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-LOADING = {("link", "href"), ("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src")}
+LOADING = {
+    ("link", "href"),
+    ("script", "src"),
+    ("img", "src"),
+    ("iframe", "src"),
+    ("source", "src"),
+}
 
 
 class Tags(HTMLParser):
