@@ -121,6 +121,23 @@ def test_a_page_of_an_instrument_says_what_a_reader_looks_for() -> None:
     assert missing == []
 
 
+def test_figures_stand_with_commands_and_files_that_exist() -> None:
+    pages = [(page, (DOCS / page).read_text()) for page in PAGES]
+    modules = {
+        (page, module)
+        for page, text in pages
+        for module in re.findall(r"python\s+-m\s+(benchmarks[\w.]*)", text)
+    }
+    files = {
+        (page, path)
+        for page, text in pages
+        for path in re.findall(r"`((?:benchmarks|tests)/[\w/.]+\.(?:md|py))`", text)
+    }
+    assert modules and files
+    assert [one for one in modules if importlib.util.find_spec(one[1]) is None] == []
+    assert [one for one in files if not (ROOT / one[1]).exists()] == []
+
+
 def test_examples_in_docstrings_are_shown_as_code(site: Path) -> None:
     text = (site / "api/functional.html").read_text()
     assert "<blockquote>" not in text
