@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from dynamo_probe.instrument import Reading
-
-PREFIX = "clock/"
-"""What the tags of clocks begin with."""
+from dynamo_probe.logs.choosing import PREFIX
 
 
 class Clocks:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -16,7 +16,10 @@ PROGRAM = "dynamo-probe"
 _AS_WRITTEN = {"allow_interspersed_args": False}
 """What follows a script is the script's own."""
 # typer brings its own copy of click from 0.20 on, so that neither's module can be relied on.
-_Refused = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
+_Refused = cast(
+    "type[Exception]",
+    next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException"),
+)
 
 app = typer.Typer(
     name=PROGRAM,
@@ -60,15 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
     try:
-        outcome = command.main(given, prog_name=PROGRAM, standalone_mode=False)
+        outcome: Any = command.main(given, prog_name=PROGRAM, standalone_mode=False)
     except _Refused as error:
         _tell(error)
         raise SystemExit(2) from None
     except (KeyboardInterrupt, typer.Abort):
         return 130
     # A script runs outside of the parser, which would make its own of what the script raises.
-    later: Callable[[], int] | None = outcome if callable(outcome) else None
-    return later() if later is not None else int(outcome or 0)
+    return outcome() if callable(outcome) else int(outcome or 0)
 
 
 def _tell(error: Exception) -> None:

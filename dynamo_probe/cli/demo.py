@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,17 +93,14 @@ def _place(given: Path | None, chosen: list[Demo]) -> Path:
 
 
 def _train(chosen: list[Demo], place: Path, seed: int, updates: int | None) -> None:
-    shown = sys.stderr.isatty()
     with warnings.catch_warnings():
         # What a watch warns of is in the log, which is where the demos want it looked at.
-        warnings.filterwarnings("ignore", module="dynamo_probe")
         warnings.filterwarnings("ignore", category=_warning())
         with _bar() as bar:
             for one in chosen:
                 total = one.runs * (updates or one.updates)
-                row = bar.add_task(f"{one.name}: {one.shows}", total=total)
-                if not shown:
-                    tell(f"{one.name}: {one.shows}")
+                row = bar.add_task(one.name, total=total)
+                tell(f"{one.name}: {one.shows}")
                 one.run(
                     place / one.name,
                     seed=seed,
@@ -127,7 +123,7 @@ def _bar() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description:>10}"), BarColumn(), TimeElapsedColumn()
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 

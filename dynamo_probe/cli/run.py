@@ -49,11 +49,11 @@ def script_of(words: Sequence[str] | None) -> list[str]:
     return given
 
 
-def _probes(names: list[str] | None) -> list[str] | None:
+def _probes(names: list[str] | None) -> list[str]:
     for name in names or ():
         if name not in PROBES:
             raise typer.BadParameter(f"invalid choice {name!r}; give one of {', '.join(PROBES)}")
-    return names
+    return names or []
 
 
 HELP = """

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dynamo_probe.clocks import PREFIX
 from dynamo_probe.logs.panels import Axis, Line, Mark
 from dynamo_probe.logs.runlog import RunLog, Series
+
+PREFIX = "clock/"
+"""What the tags of a run's clocks begin with."""
 
 _MOST_MARKS = 60
 

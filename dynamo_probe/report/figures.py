@@ -80,14 +80,15 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 
 
 def _lines(panel: Lines, time: Clock) -> Figure:
-    figure = sheet(3.4)
+    figure = sheet(3.2 + 0.1 * min(len(panel.lines), _NAMED))
     axes = figure.add_subplot()
     title(axes, panel.title)
     drawn = [_line(axes, line, place, time) for place, line in enumerate(panel.lines)]
     axes.set_xlabel(drawable(time.label, 90))
     label = drawable(panel.y, 60)
-    positive = any((values > 0).any() for values in map(_finite, panel.lines))
-    if panel.logarithmic and positive:
+    ends = [np.abs(values) for values in map(_finite, panel.lines) if (values > 0).any()]
+    # Where the margins of a log scale would leave what a float holds, it is not one.
+    if panel.logarithmic and ends and max(float(values.max()) for values in ends) < 1e250:
         axes.set_yscale("log", nonpositive="mask")
         label += " (log scale)"
     else:
@@ -115,14 +116,14 @@ def _finite(line: Line) -> np.ndarray:
 def _line(axes: Axes, line: Line, place: int, time: Clock) -> Line2D:
     x, y = time.at(line.axis), np.asarray(line.values, np.float64)
     known = np.isfinite(x)
-    x, y = x[known], y[known]
+    x, y = x[known], np.where(np.isfinite(y[known]), y[known], np.nan)
     (drawn,) = axes.plot(
         x,
-        np.where(np.isfinite(y), y, np.nan),
+        y,
         color=LINES[place % len(LINES)],
         linestyle=DASHES[place % len(DASHES)] if line.style == "dashed" else "-",
         linewidth=1.6 if line.style == "solid" else 1.3,
-        marker=MARKERS[place % len(MARKERS)],
+        marker=MARKERS[(place + place // len(LINES)) % len(MARKERS)],
         markersize=4.0,
         markevery=_marked(x, y, place),
     )
@@ -148,7 +149,7 @@ def _nothing(axes: Axes) -> None:
 
 
 def _bars(panel: Bars) -> Figure:
-    figure = sheet(3.2)
+    figure = sheet(3.6 if any(len(name) > 8 for name in panel.categories) else 3.2)
     axes = figure.add_subplot()
     title(axes, panel.title)
     places = np.arange(len(panel.categories))
@@ -189,7 +190,7 @@ def _categories(axes: Axes, categories: Sequence[str]) -> None:
     long = max((len(name) for name in names), default=0) * len(names) > 90
     axes.set_xticks(list(shown), names)
     if long:
-        axes.tick_params(axis="x", labelrotation=60)
+        axes.tick_params(axis="x", labelrotation=60, labelsize=8)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     if len(categories):

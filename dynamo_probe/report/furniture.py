@@ -22,6 +22,8 @@ WIDTH = 7.6
 """Inches."""
 _LABELLED = 8
 """Marks that have a label each; more are told apart by their dashes."""
+_TOLD = 6
+"""Marks that the legend of a grid tells."""
 _HALO = (withStroke(linewidth=2.2, foreground="white", alpha=0.7),)
 """Keeps a mark apart from what is dark behind it."""
 _KINDS: tuple[Any, ...] = ((0, (4, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), "-")
@@ -47,8 +49,7 @@ def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None
     if not handles:
         return
     texts = [drawable(name, 44) for name in names]
-    longest = max(map(len, texts))
-    columns = max(1, min(5, len(texts), 110 // (longest + 8)))
+    columns = _columns([len(text) for text in texts])
     # A name that begins with "_" would be left out, so the names come afterwards.
     made = figure.legend(
         list(handles),
@@ -62,16 +63,41 @@ def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None
         label.set_text(text)
 
 
-def marks(axes: Axes, happened: Sequence[Mark], time: Clock) -> tuple[list[Any], list[str]]:
+def _columns(lengths: Sequence[int]) -> int:
+    """Return how many columns of a legend fit beside one another; a column is filled first."""
+    for columns in range(min(5, len(lengths)), 1, -1):
+        parts = np.array_split(np.asarray(lengths), columns)
+        if sum(int(part.max()) + 8 for part in parts) <= 114:
+            return columns
+    return 1
+
+
+def happened(events: Sequence[Mark], time: Clock) -> tuple[list[Any], list[str]]:
+    """Return marks for the legend of a figure whose frames are moments: handles and names."""
+    said = [f"{one.label}, {time.said(time.mark(one.at))}" for one in events[:_TOLD]]
+    if len(events) > _TOLD:
+        said.append(f"and {len(events) - _TOLD:,} more")
+    return [Line2D([], [], linestyle="none", marker="|", color=MARK) for _ in said], said
+
+
+def marks(axes: Axes, events: Sequence[Mark], time: Clock) -> tuple[list[Any], list[str]]:
     """Draw what happened as vertical lines, each with its label while there are few.
 
     Returns:
         What belongs into the legend: handles and names.
     """
-    known = [(time.mark(one.at), one.label) for one in happened]
+    known = [(time.mark(one.at), one.label) for one in events]
     known = sorted(one for one in known if np.isfinite(one[0]))
-    if not known:
-        return [], []
+    left, right = sorted(axes.get_xlim()) if axes.images else (-np.inf, np.inf)
+    inside = [one for one in known if left <= one[0] <= right]
+    if len(inside) < len(known):  # a heatmap ends where its columns do
+        handles, names = _drawn(axes, inside)
+        outside = f"{len(known) - len(inside):,} before or after"
+        return [*handles, Line2D([], [], linestyle="none")], [*names, f"marks: {outside}"]
+    return _drawn(axes, inside)
+
+
+def _drawn(axes: Axes, known: Sequence[tuple[float, str]]) -> tuple[list[Any], list[str]]:
     if len(known) > _LABELLED:
         return _kinds(axes, known)
     for at, _ in known:

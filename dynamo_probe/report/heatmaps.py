@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from dynamo_probe.logs.panels import Axis, Grid, Map, Raster
 from dynamo_probe.report.clock import Clock, chosen_tau, frames
 from dynamo_probe.report.colours import STATES, UNREAD, drawable, scale
-from dynamo_probe.report.furniture import legend, marks, plain_numbers, sheet, title
+from dynamo_probe.report.furniture import happened, legend, marks, plain_numbers, sheet, title
 from dynamo_probe.report.states import states
 from dynamo_probe.report.texts import number
 
@@ -124,8 +124,10 @@ def draw_grid(panel: Grid, time: Clock) -> Figure:
             axes.tick_params(labelbottom=True)
     if image is not None:
         _bar(figure, image, list(plots), panel.z, panel.frames[shown])
+    handles, names = happened(panel.marks, time)
     if not np.isfinite(panel.frames[shown]).all() or not panel.frames.size:
-        legend(figure, [Patch(**UNREAD)], ["grey: no such head, or not read"])
+        handles, names = [Patch(**UNREAD), *handles], ["grey: no such head, or not read", *names]
+    legend(figure, handles, names)
     return figure
 
 

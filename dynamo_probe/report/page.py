@@ -8,9 +8,9 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.metadata import version
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 import dynamo_probe
@@ -19,7 +19,7 @@ from dynamo_probe.report.clock import first_wall
 from dynamo_probe.report.figures import alternative, draw, png
 from dynamo_probe.report.style import CSS
 from dynamo_probe.report.tables import Table, final
-from dynamo_probe.report.texts import counted, cut, escaped, named, slug
+from dynamo_probe.report.texts import counted, cut, escaped, named, prose, slug
 
 ORDER = ("overview", "units", "connections", "heads")
 """The views of a run, from top to bottom."""
@@ -69,12 +69,12 @@ class _Writer:
         for view in views:
             yield f'<section id="{_anchor(place, view)}"><h3>{escaped(_title(view))}</h3>'
             if view.empty:
-                yield f'<p class="empty">{escaped(view.empty)}</p>'
+                yield f'<p class="empty">{prose(view.empty)}</p>'
             elif not (view.panels or view.sentences or view.alerts):
                 yield '<p class="empty">The log has nothing for this view.</p>'
             if view.sentences:
                 yield "<ul>"
-                yield from (f"<li>{escaped(text)}</li>" for text in view.sentences)
+                yield from (f"<li>{prose(text)}</li>" for text in view.sentences)
                 yield "</ul>"
             yield from _alerts(view.alerts)
             for panel in view.panels:
@@ -101,7 +101,7 @@ class _Writer:
         data = base64.b64encode(picture).decode("ascii")
         yield f'<div class="panel"><figure><img src="data:image/png;base64,{data}" width="{width}"'
         yield f' height="{height}" alt="{escaped(text, 4000)}">'
-        helped = f" {escaped(panel.help)}" if panel.help else ""
+        helped = f" {prose(panel.help)}" if panel.help else ""
         which = f"Figure {place}.{len(self.figures) - self.before}"
         yield f"<figcaption><strong>{which}: {named(panel.title)}.</strong>{helped}"
         yield "</figcaption></figure>"
@@ -186,7 +186,7 @@ def _made(made: datetime) -> str:
 
 def _versions() -> str:
     return (
-        f"dynamo_probe {escaped(dynamo_probe.__version__)}, matplotlib {matplotlib.__version__}, "
+        f"dynamo_probe {escaped(dynamo_probe.__version__)}, matplotlib {version('matplotlib')}, "
         f"NumPy {np.__version__}, Python {platform.python_version()}."
     )
 
@@ -210,7 +210,7 @@ def _contents(runs: Mapping[str, Sequence[View]]) -> Iterator[str]:
 def _warned(warnings: Sequence[str]) -> Iterator[str]:
     if warnings:
         yield '<div class="warnings" role="note"><ul>'
-        yield from (f"<li>{escaped(text)}</li>" for text in warnings[:_ALERTS])
+        yield from (f"<li>{prose(text)}</li>" for text in warnings[:_ALERTS])
         yield "</ul></div>"
 
 
@@ -225,7 +225,7 @@ def _alerts(alerts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f'<tr><td class="number">{escaped(when, 40)}</td>'
             f"<td>{named(str(alert.get('kind', '')))}</td>"
             f"<td>{named(str(alert.get('subject', '')))}</td>"
-            f"<td>{escaped(str(alert.get('text', '')))}</td></tr>"
+            f"<td>{prose(str(alert.get('text', '')))}</td></tr>"
         )
     heads = ('<th scope="col" class="number">update</th>',) + tuple(
         f'<th scope="col">{head}</th>' for head in ("kind", "subject", "what")

@@ -75,6 +75,17 @@ def escaped(text: str, most: int = _PROSE) -> str:
     return html.escape(cut(text, most), quote=True)
 
 
+def prose(text: str) -> str:
+    """Return sentences as HTML; a word in them that is too long, such as a name, is cut.
+
+    Example:
+        >>> len(prose("of " + "x" * 10_000)), prose("a < b")
+        (123, 'a &lt; b')
+    """
+    shorter = re.sub(rf"(\S{{{SHOWN - 1}}})\S\S+", r"\1…", text[: 20 * _PROSE])
+    return escaped(shorter)
+
+
 def slug(key: str) -> str:
     """Return the part of a file's name that a panel's key gives: letters, digits, dashes."""
     return re.sub(r"[^A-Za-z0-9]+", "-", key[:60]).strip("-") or "panel"

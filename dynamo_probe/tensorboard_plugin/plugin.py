@@ -5,6 +5,7 @@ Names that come with a request are looked up among those that there are; none be
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
@@ -207,22 +208,19 @@ def _content(datum: Any) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
+@functools.cache
 def static_files() -> Mapping[str, bytes]:
     """Return the files of the page: {path below `static`: content}."""
-    if not _FILES:
-        top = resources.files("dynamo_probe.tensorboard_plugin") / _STATIC
-        waiting = [("", top)]
-        while waiting:
-            prefix, folder = waiting.pop()
-            for part in folder.iterdir():
-                if part.is_dir():
-                    waiting.append((f"{prefix}{part.name}/", part))
-                else:
-                    _FILES[prefix + part.name] = part.read_bytes()
-    return _FILES
-
-
-_FILES: dict[str, bytes] = {}
+    found: dict[str, bytes] = {}
+    waiting = [("", resources.files("dynamo_probe.tensorboard_plugin") / _STATIC)]
+    while waiting:
+        prefix, folder = waiting.pop()
+        for part in folder.iterdir():
+            if part.is_dir():
+                waiting.append((f"{prefix}{part.name}/", part))
+            else:
+                found[prefix + part.name] = part.read_bytes()
+    return found
 
 
 def _json(value: dict[str, Any], status: int = 200) -> Response:
