@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format types clean
+.PHONY: help demo test bench docs lint format types clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,10 @@ test: $(INSTALLED)  ## Run the tests and the examples in the docstrings
 bench: $(INSTALLED)  ## Measure what watching costs
 	$(PYTEST) benchmarks/overhead
 
+docs: $(INSTALLED)  ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet --site-dir site
+	@echo "open site/index.html, or with its search: .venv/bin/python -m http.server --directory site"
+
 lint: $(INSTALLED)  ## Check style and formatting
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
@@ -39,7 +43,7 @@ types: $(INSTALLED)  ## Check the types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/python -m pyright
 
 clean:  ## Remove .venv and everything that was made
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Also stale: an environment whose Python has gone, or whose checkout has moved (it points at the old place).

@@ -3,17 +3,17 @@
 import re
 from pathlib import Path
 
+from tests.code_blocks import python_blocks, run_blocks
+
 README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_python_blocks_run_one_after_the_other(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = python_blocks(README.read_text())
     assert len(blocks) == 10
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert names["watch"].history.series("dead_inputs/0")[0].tolist() == [50, 100]  # type: ignore
+    names = run_blocks(blocks, "README.md")
+    assert names["watch"].history.series("dead_inputs/0")[0].tolist() == [50, 100]
     assert list((tmp_path / "runs" / "readme").glob("events*"))
 
 

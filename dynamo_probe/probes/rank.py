@@ -21,11 +21,10 @@ class Rank(Probe):
     """Measure how many directions the features of a layer use.
 
     Readings for each layer: `rank/NAME/effective` (Roy & Vetterli 2007), `rank/NAME/srank` (Kumar
-        et al.
-    2021), `rank/NAME/stable` (||A||_F^2 / ||A||_2^2), `rank/NAME/participation`; all from one
-    eigen-solve. Features are the activations after the activation function on a fixed batch: the
-    watch's probe batch, or the inputs of the first training pass. A batch of the moment would mix
-    the network's rank with that of its inputs.
+    et al. 2021), `rank/NAME/stable` (||A||_F^2 / ||A||_2^2), `rank/NAME/participation`; all from
+    one eigen-solve. Features are the activations after the activation function on a fixed batch:
+    the watch's probe batch, or the inputs of the first training pass. A batch of the moment would
+    mix the network's rank with that of its inputs.
 
     For a convolution every position is a sample.
     """
