@@ -2,6 +2,7 @@
 
 const BASE = new URL("..", import.meta.url);
 const MOST_KEPT = 96;
+const LONG = 200;
 const kept = new Map();
 
 /** The address of a route of the plugin. */
@@ -59,13 +60,16 @@ export async function fetchView(run, version, name, tau) {
   if (name === "overview" && tau === null) {
     const found = await keptJson(version, "overview", { run });
     const view = found.views?.[run];
-    if (!view) throw new Error("this run has no overview");
-    return view;
+    const said = found.trouble?.find((one) => one.run === run)?.text ?? "";
+    if (!view) throw new Error(said || "this run has no overview");
+    return said ? { ...view, trouble: said } : view;
   }
   return keptJson(version, "view", { run, name, tau });
 }
 
-/** The single units of a layer over time. */
-export function fetchRaster(run, version, layer) {
-  return keptJson(version, "raster", { run, layer });
+/** The single units of a layer over time; `row` is the layer's place in the map. */
+export function fetchRaster(run, version, layer, row) {
+  // A name of thousands of characters does not go into an address.
+  const which = layer.length > LONG ? { row } : { layer };
+  return keptJson(version, "raster", { run, ...which });
 }

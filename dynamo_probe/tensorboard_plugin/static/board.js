@@ -94,8 +94,8 @@ export class Board {
     const head = this.heads.get(run);
     head.setAttribute("aria-busy", String(column.loading));
     const signature = JSON.stringify([
-      column.loading && !view, column.error, column.rasterError, column.layer,
-      view?.sentences, view?.alerts, view?.empty,
+      column.loading && !view, column.error, column.rasterError, column.layer, column.note,
+      view?.sentences, view?.alerts, view?.empty, view?.trouble,
     ]);
     if (head.dataset.signature === signature) return head;
     const open = head.querySelector("details")?.open ?? false;
@@ -105,6 +105,10 @@ export class Board {
       ...(column.loading && !view ? [make("p", { class: "quiet", text: "Loading…" })] : []),
       ...this.failure(column.error, () => this.actions.retry(column)),
       ...this.failure(column.rasterError, () => this.actions.retryRaster(column)),
+      ...(view?.trouble
+        ? [make("p", { class: "error", "data-testid": "trouble", text: short(view.trouble, 600) })]
+        : []),
+      ...(column.note ? [make("p", { class: "quiet", text: column.note })] : []),
       ...(view?.empty ? [make("p", { class: "empty", "data-testid": "empty", text: view.empty })] : []),
       ...this.sentences(view),
       ...this.alerts(view, open),

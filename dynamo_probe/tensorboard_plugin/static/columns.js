@@ -1,6 +1,7 @@
 // What is known of each run that is shown: its view, its raster, or why there is none.
 
 import { fetchRaster, fetchView } from "./api.js";
+import { short } from "./dom.js";
 
 /** The threshold of a list that is nearest to one. */
 function nearest(taus, tau) {
@@ -12,11 +13,17 @@ export class Column {
   constructor(run, changed) {
     Object.assign(this, { run, changed, version: "", taus: [] });
     Object.assign(this, { view: null, shown: "", error: "", loading: false, turn: 0 });
-    Object.assign(this, { raster: null, layer: null, rasterError: "", rasterTurn: 0 });
+    Object.assign(this, { raster: null, layer: null, rasterError: "", rasterTurn: 0, note: "" });
+    this.ready = Promise.resolve();
   }
 
   /** Fetch a view; what is shown stays until the new one is there. */
-  async load(name, tau) {
+  load(name, tau) {
+    this.ready = this.fill(name, tau);
+    return this.ready;
+  }
+
+  async fill(name, tau) {
     this.turn += 1;
     const { turn } = this;
     if (this.shown !== name) this.view = null;
@@ -40,15 +47,12 @@ export class Column {
 
   /** A run may have other thresholds than its neighbours: it shows the nearest that it has. */
   async fetched(name, tau) {
-    const asked = tau === null || !this.taus.length ? tau : nearest(this.taus, tau);
-    try {
-      return await fetchView(this.run, this.version, name, asked);
-    } catch (why) {
-      if (asked === null || why.status !== 400) throw why;
-      const own = await fetchView(this.run, this.version, name, null);
-      if (!own.taus?.length) return own;
-      return fetchView(this.run, this.version, name, nearest(own.taus, tau));
-    }
+    const get = (asked) => fetchView(this.run, this.version, name, asked);
+    if (tau === null) return get(null);
+    if (this.taus.length) return get(nearest(this.taus, tau));
+    const own = await get(null); // which thresholds this run has is not yet known
+    if (!own.taus?.length || nearest(own.taus, tau) === own.tau) return own;
+    return get(nearest(own.taus, tau));
   }
 
   /** Fetch the units of a layer; null closes them. */
@@ -58,10 +62,21 @@ export class Column {
     if (layer !== this.layer) this.raster = null;
     this.layer = layer;
     this.rasterError = "";
+    this.note = "";
     this.changed();
     if (layer === null) return;
     try {
-      const raster = await fetchRaster(this.run, this.version, layer);
+      await this.ready; // the view knows in which row the layer is
+      const map = this.view?.panels.find((panel) => panel.opens === "raster");
+      const row = map?.rows.indexOf(layer) ?? -1;
+      if (turn !== this.rasterTurn) return;
+      if (row < 0) {
+        this.raster = null;
+        this.note = map ? `This run has no layer ${short(layer)}.` : "";
+        this.changed();
+        return;
+      }
+      const raster = await fetchRaster(this.run, this.version, layer, row);
       if (turn === this.rasterTurn) this.raster = raster;
     } catch (why) {
       if (turn !== this.rasterTurn) return;

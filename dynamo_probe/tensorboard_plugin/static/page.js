@@ -87,7 +87,7 @@ export class Page {
     try {
       const { runs, trouble } = await fetchRuns();
       this.failed = "";
-      this.known = new Map(runs.map((one) => [one.run, `${one.version}:${one.step}`]));
+      this.known = new Map(runs.map((one) => [one.run, JSON.stringify([one.version, one.step, one.wall])]));
       this.runs.update(runs, trouble);
       const { now } = this.state;
       // A link may name runs that are gone; one that names none of these is as no choice.

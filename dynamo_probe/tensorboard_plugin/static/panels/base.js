@@ -23,6 +23,7 @@ export function timeAxis(context, extra = {}) {
   const paint = PAINT[context.theme];
   const [low, high] = context.range ?? [0, 1];
   const name = context.axis;
+  const ticks = name === ELAPSED ? { customValues: roundTicks(context, low, high) } : {};
   const spread = high > low ? 0 : 1;
   return {
     type: name === "wall" ? "time" : "value",
@@ -33,13 +34,13 @@ export function timeAxis(context, extra = {}) {
     nameGap: 26,
     nameTextStyle: { color: paint.quiet },
     axisLine: { lineStyle: { color: paint.quiet }, onZero: false },
-    axisTick: { lineStyle: { color: paint.quiet } },
+    axisTick: { lineStyle: { color: paint.quiet }, ...ticks },
     splitLine: { show: false },
     splitNumber: context.compact ? 2 : 5,
-    ...(name === ELAPSED ? { interval: roundStep(context) } : {}),
     axisLabel: {
       color: paint.quiet,
       hideOverlap: true,
+      ...ticks,
       ...(name === "wall" ? {} : { formatter: (at) => tick(name, at, low, high) }),
     },
     ...extra,
@@ -51,11 +52,15 @@ const SECONDS = [
   43_200, 86_400, 172_800, 604_800, 1_209_600, 2_592_000, 7_776_000, 31_536_000,
 ];
 
-/** Seconds between ticks that are whole minutes, hours or days. */
-function roundStep(context) {
-  const [low, high] = context.range ?? [0, 1];
-  const shown = ((high - low) * (context.zoom.end - context.zoom.start)) / 100;
-  return SECONDS.find((step) => shown / step <= (context.compact ? 3 : 6)) ?? SECONDS.at(-1);
+/** Ticks at whole minutes, hours or days, where the seconds of the shown time are. */
+function roundTicks(context, low, high) {
+  const from = low + ((high - low) * context.zoom.start) / 100;
+  const to = low + ((high - low) * context.zoom.end) / 100;
+  const most = context.compact ? 3 : 6;
+  const step = SECONDS.find((one) => (to - from) / one <= most) ?? (to - from) / most;
+  const first = Math.ceil(from / step);
+  const count = Math.max(Math.floor(to / step) - first + 1, 0);
+  return Array.from({ length: count }, (_, index) => (first + index) * step);
 }
 
 /** What all charts leave free at their sides, so that their times are below one another. */
