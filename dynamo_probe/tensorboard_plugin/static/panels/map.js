@@ -86,7 +86,7 @@ export const map = {
             return table[Math.max(0, Math.min(255, Math.round((value - low) * slope)))];
           },
         }),
-        marks(panel, context, { onPicture: true }),
+        marks(panel, context, { onPicture: true, height: map.height(panel) - 78 }),
       ],
     };
   },

@@ -14,7 +14,9 @@ const decoded = new WeakMap();
 export function codesOf(panel) {
   if (!decoded.has(panel)) {
     const text = atob(panel.codes.base64);
-    decoded.set(panel, Uint8Array.from(text, (letter) => letter.charCodeAt(0)));
+    const codes = new Uint8Array(text.length);
+    for (let index = 0; index < text.length; index += 1) codes[index] = text.charCodeAt(index);
+    decoded.set(panel, codes);
   }
   return decoded.get(panel);
 }
