@@ -69,7 +69,7 @@ export const map = {
       yAxis: rowAxis(
         rows,
         short(panel.row, 30),
-        (row) => middle(panel.rows[row] ?? "", 18),
+        (row) => middle(panel.rows[row] ?? "", 16),
         map.height(panel) - 78,
         context,
       ),

@@ -88,7 +88,10 @@ function legend(panel, context) {
       look("live", paint.live),
       look("pruned", paint.pruned),
       look("recycled", "transparent", "diamond", outlined),
+      ...(codesOf(panel).includes(UNREAD) ? [look("not read", paint.background)] : []),
     ],
+    itemWidth: 18,
+    itemGap: 12,
   };
 }
 
@@ -135,6 +138,7 @@ export const raster = {
         named("dormant"),
         named("live"),
         named("pruned"),
+        named("not read"),
         recyclings(panel, context, places),
       ],
     };
