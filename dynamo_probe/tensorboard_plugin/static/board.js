@@ -4,18 +4,19 @@ import { make, named, short } from "./dom.js";
 import { Figure } from "./figure.js";
 import { kindOf } from "./panels/kinds.js";
 
+const WIDE = "minmax(min(400px, calc(100vw - 48px)), 1fr)";
+const NARROW = "minmax(200px, 260px)"; // a run that has nothing of this view
+
 /** The keys of all columns, in an order that agrees with each of them as far as it can. */
 export function merged(lists) {
   const order = [];
   for (const list of lists) {
-    let after = -1;
+    const first = list.map((key) => order.indexOf(key)).find((at) => at >= 0);
+    let next = first ?? order.length; // where a key goes that no known one comes before
     for (const key of list) {
       const at = order.indexOf(key);
-      if (at >= 0) after = at;
-      else {
-        after += 1;
-        order.splice(after, 0, key);
-      }
+      if (at < 0) order.splice(next, 0, key);
+      next = (at < 0 ? next : at) + 1;
     }
   }
   return order;
@@ -69,7 +70,8 @@ export class Board {
     }
     const runs = new Set(columns.map((column) => column.run));
     for (const run of [...this.heads.keys()].filter((one) => !runs.has(one))) this.heads.delete(run);
-    this.element.style.setProperty("--runs", String(Math.max(columns.length, 1)));
+    const widths = columns.map((column) => (column.panels().length ? WIDE : NARROW));
+    this.element.style.gridTemplateColumns = widths.join(" ");
     this.arrange(shown.sort((a, b) => a[0] - b[0] || a[1] - b[1]).map((one) => one[2]));
   }
 

@@ -9,6 +9,8 @@ import { hide, Pointer } from "./pointer.js";
 import { axesOf, axisTitle, figure as text } from "./times.js";
 import { hasAxis } from "./panels/base.js";
 
+const MOST_MARKS = 6;
+
 export class Figure {
   /** @param actions {open(layer), close(), frame(update), zoomed(instance), zoomBy(factor)} */
   constructor(run, view, panel, actions) {
@@ -176,12 +178,29 @@ export class Figure {
       this.slid = make("output", { for: id });
       this.extras.replaceChildren(make("label", { for: id, text: "Time" }), this.slider, this.slid);
     }
+    this.offerMarks(panel);
     const index = frameOf(panel, context.frame);
     this.slider.max = String(updates.length - 1);
     this.slider.value = String(index);
     const said = `update ${text(updates[index])} (${index + 1} of ${updates.length})`;
     this.slid.textContent = said;
     this.slider.setAttribute("aria-valuetext", said);
+  }
+
+  /** What happened meanwhile: each mark moves the slider to its time. */
+  offerMarks(panel) {
+    const marks = (panel.marks ?? []).filter((mark) => Number.isFinite(mark.at.updates));
+    const known = JSON.stringify(marks);
+    if (this.marked === known) return;
+    this.marked = known;
+    for (const old of this.extras.querySelectorAll("button")) old.remove();
+    for (const mark of marks.slice(0, MOST_MARKS)) {
+      const frame = mark.at.updates;
+      const said = `${short(mark.label, 40)}: update ${text(frame)}`;
+      const on = { click: () => this.actions.frame(frame) };
+      const attributes = { type: "button", title: mark.label, "data-testid": "frame-mark", on };
+      this.extras.append(make("button", { ...attributes, text: said }));
+    }
   }
 
   dispose() {

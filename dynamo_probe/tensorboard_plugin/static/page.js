@@ -55,8 +55,8 @@ export class Page {
 
   async start() {
     this.panel = make(
-      "main",
-      { role: "tabpanel", id: this.controls.panelId, tabindex: -1, "data-testid": "view" },
+      "div",
+      { class: "view", role: "tabpanel", id: this.controls.panelId, tabindex: -1, "data-testid": "view" },
       this.plain,
       this.board.element,
     );

@@ -34,7 +34,9 @@ function checked(found) {
   const number = (value) => (Number.isFinite(value) ? value : null);
   if (typeof found !== "object" || found === null) return { ...EMPTY };
   return {
-    runs: Array.isArray(found.runs) ? found.runs.filter((run) => text(run) !== null) : null,
+    runs: Array.isArray(found.runs) && found.runs.every((run) => text(run) !== null)
+      ? found.runs
+      : null,
     view: VIEWS.includes(found.view) ? found.view : EMPTY.view,
     axis: text(found.axis) ?? EMPTY.axis,
     tau: number(found.tau),

@@ -85,13 +85,14 @@ function tick(name, at, low, high) {
  * `onPicture` is for charts whose rows run downwards and are painted; `range` holds values that the
  * vertical axis has to cover, so that panels of several runs compare.
  */
-export function marks(panel, context, { onPicture = false, range = null } = {}) {
+export function marks(panel, context, { onPicture = false, range = null, height = 200 } = {}) {
   const paint = PAINT[context.theme];
   const placed = (panel.marks ?? [])
     .map((mark) => ({ at: markAt(mark.at, context.axis, context.start), label: mark.label }))
     .filter((mark) => mark.at !== null);
   const labelled = placed.length <= MOST_LABELS;
   const colour = onPicture ? paint.markOnPicture : paint.mark;
+  const most = Math.max(6, Math.min(28, Math.floor(height / 7)));
   const [left, right] = context.range ?? [0, 1];
   // Labels stand beside their lines, and those near an end of the axis on the inner side.
   const side = (at) => {
@@ -119,7 +120,7 @@ export function marks(panel, context, { onPicture = false, range = null } = {}) 
       },
       data: placed.map((mark) => ({
         xAxis: mark.at,
-        label: { formatter: () => short(mark.label, 28), position: side(mark.at) },
+        label: { formatter: () => short(mark.label, most), position: side(mark.at) },
       })),
     },
   };

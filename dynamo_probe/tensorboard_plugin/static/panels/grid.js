@@ -60,7 +60,7 @@ export const grid = {
         ...rowAxis(
           panel.rows.length,
           "",
-          (row) => middle(panel.rows[row] ?? "", 18),
+          (row) => middle(panel.rows[row] ?? "", 16),
           grid.height(panel) - 64,
           context,
         ),

@@ -69,7 +69,7 @@ export const map = {
       yAxis: rowAxis(
         rows,
         short(panel.row, 30),
-        (row) => middle(panel.rows[row] ?? "", 18),
+        (row) => middle(panel.rows[row] ?? "", 16),
         map.height(panel) - 78,
         context,
       ),
@@ -86,7 +86,7 @@ export const map = {
             return table[Math.max(0, Math.min(255, Math.round((value - low) * slope)))];
           },
         }),
-        marks(panel, context, { onPicture: true }),
+        marks(panel, context, { onPicture: true, height: map.height(panel) - 78 }),
       ],
     };
   },

@@ -14,7 +14,9 @@ const decoded = new WeakMap();
 export function codesOf(panel) {
   if (!decoded.has(panel)) {
     const text = atob(panel.codes.base64);
-    decoded.set(panel, Uint8Array.from(text, (letter) => letter.charCodeAt(0)));
+    const codes = new Uint8Array(text.length);
+    for (let index = 0; index < text.length; index += 1) codes[index] = text.charCodeAt(index);
+    decoded.set(panel, codes);
   }
   return decoded.get(panel);
 }
@@ -86,7 +88,10 @@ function legend(panel, context) {
       look("live", paint.live),
       look("pruned", paint.pruned),
       look("recycled", "transparent", "diamond", outlined),
+      ...(codesOf(panel).includes(UNREAD) ? [look("not read", paint.background)] : []),
     ],
+    itemWidth: 18,
+    itemGap: 12,
   };
 }
 
@@ -133,6 +138,7 @@ export const raster = {
         named("dormant"),
         named("live"),
         named("pruned"),
+        named("not read"),
         recyclings(panel, context, places),
       ],
     };
