@@ -74,8 +74,7 @@ def _map(log: RunLog, tau: float) -> Map:
         range=(0.0, 1.0),
         help=(
             "A unit is dormant when its mean absolute activation is at most tau times its layer's "
-            "mean (Sokar et al. 2023, eq. 1). Layers run from the input at the top to the output. "
-            "Choose a layer to see its units."
+            "mean (Sokar et al. 2023, eq. 1). Layers run from the input at the top to the output."
         ),
         marks=marks_of(log, ["recycled", "alert"]),
         opens="raster",

@@ -51,14 +51,16 @@ class Tab:
 
     def choose(self, *runs: str) -> None:
         """Show these runs and no others."""
-        boxes = self.by("run-list").locator("input[type=checkbox]")
-        boxes.first.wait_for()
-        for index in range(boxes.count()):
-            box = boxes.nth(index)
-            name = box.evaluate(
-                "box => box.closest('label').title || box.closest('label').textContent"
-            )
-            box.set_checked(name.strip() in runs)
+        find, boxes = self.by("run-filter"), self.by("run-list")
+        find.fill("")
+        boxes.locator("input").first.wait_for()
+        while (ticked := boxes.locator("input:checked")).count():
+            ticked.first.uncheck()
+        for run in runs:
+            find.fill(run)
+            label = boxes.locator("label:visible").filter(has=self.page.locator("input"))
+            label.nth(0).locator("input").check()
+        find.fill("")
 
     def show(self, view: str) -> None:
         """Go to a view."""
