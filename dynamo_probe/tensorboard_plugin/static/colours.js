@@ -20,13 +20,15 @@ const DASHES = ["solid", [10, 3], [3, 2], [10, 3, 2, 3], [1, 3]];
 /** What charts are drawn with. */
 export const PAINT = {
   light: {
-    background: "#ffffff", text: "#212121", quiet: "#616161", rule: "#d5d5d5", mark: "#8a1c4a", markOnPicture: "#ff7eb6",
-    dormant: "#140b34", live: "#a6cfe8", pruned: "#858585", recycled: "#c43c00", halo: "#ffffff",
+    background: "#ffffff", text: "#212121", quiet: "#616161", rule: "#d5d5d5",
+    mark: "#8a1c4a", markOnPicture: "#ff7eb6",
+    dormant: "#140b34", live: "#a6cfe8", pruned: "#858585", recycled: "#c43c00",
     tip: "#ffffff",
   },
   dark: {
-    background: "#303030", text: "#f5f5f5", quiet: "#c2c2c2", rule: "#565656", mark: "#ff9ec4", markOnPicture: "#ff7eb6",
-    dormant: "#120a2c", live: "#a6cfe8", pruned: "#858585", recycled: "#c43c00", halo: "#ffffff",
+    background: "#303030", text: "#f5f5f5", quiet: "#c2c2c2", rule: "#565656",
+    mark: "#ff9ec4", markOnPicture: "#ff7eb6",
+    dormant: "#120a2c", live: "#a6cfe8", pruned: "#858585", recycled: "#c43c00",
     tip: "#424242",
   },
 };
