@@ -16,7 +16,7 @@ import numpy as np
 
 from dynamo_probe.instrument import Event, Reading
 from dynamo_probe.logs.runlog import RunLog, Series, UnitLog
-from dynamo_probe.sinks.thinning import Thinning
+from dynamo_probe.thinning import Thinning
 
 TAUS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
 """Thresholds at which dormancy is exact in a log; those of the run's probes come to them."""

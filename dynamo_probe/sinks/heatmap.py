@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dynamo_probe.sinks.thinning import Thinning
+from dynamo_probe.thinning import Thinning
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -12,7 +12,7 @@ import torch
 
 from dynamo_probe.instrument import Reading
 from dynamo_probe.sinks.sink import settled
-from dynamo_probe.sinks.thinning import Thinning
+from dynamo_probe.thinning import Thinning
 
 if TYPE_CHECKING:
     import pandas

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_probe.sinks.thinning import Thinning
+from dynamo_probe.thinning import Thinning
 
 
 def kept(points: int, capacity: int) -> list[int]:
