@@ -88,6 +88,9 @@ def test_two_processes_in_one_directory_are_told_of(tmp_path: Path) -> None:
     first, second = write(tmp_path, close=False), write(tmp_path, range(1, 9), close=False)
     first.close()
     second.close()
+    paths = sorted(tmp_path.iterdir())
+    for name, path in zip("zy", paths, strict=True):  # the newest is not the last by name
+        path.rename(tmp_path / f"events.out.tfevents.{name}")
     logs, troubles = read_all(tmp_path)
     assert logs["."].step == 8
     assert [one.run for one in troubles] == ["."]

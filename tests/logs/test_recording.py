@@ -142,3 +142,36 @@ def test_values_of_events_that_json_does_not_know_become_text() -> None:
     assert back.events[0]["detail"]["nan"] == "nan"
     assert len(back.events[0]["detail"]["long"]) < 2_100
     assert "object" in back.events[0]["detail"]["what"]
+
+
+def test_events_and_recyclings_that_came_after_are_forgotten_too() -> None:
+    recording = Recording()
+    for step in range(1, 7):
+        recording.add(step, [], [Event(step, "recycled", "a", {"units": [step]})], 1.0)
+    again = Recording()
+    again.go_on_from(recording.log())
+    again.forget_after(3)
+    log = again.log()
+    assert log.recycled["a"].tolist() == [[1, 1], [2, 2], [3, 3]]
+    assert [event["step"] for event in log.events] == [1, 2, 3]
+
+
+def test_a_run_that_goes_on_keeps_its_thresholds() -> None:
+    first = Recording()
+    readings = [Reading(1, "dormancy/tau=0.037", 0.5)]
+    first.add(1, [*readings, Reading(1, "dormancy/scores/a", np.array([0.03, 0.04]))], [], 1.0)
+    again = Recording()
+    again.go_on_from(first.log())
+    again.add(2, [Reading(2, "dormancy/scores/a", np.array([0.037, 0.038]))], [], 2.0)
+    log = again.log()
+    counts = log.units["a"].counts.values
+    assert counts[:, : log.taus.index(0.037) + 1].sum(1).tolist() == [1, 1]
+
+
+def test_a_layer_that_has_another_width_begins_anew() -> None:
+    recording = Recording()
+    for step, units in ((1, 4), (2, 4), (3, 6)):
+        scores = Reading(step, "dormancy/scores/a", np.full(units, 0.5))
+        recording.add(step, [scores], [], 1.0)
+    one = recording.log().units["a"]
+    assert one.of == 6 and one.counts.steps.tolist() == [3] and one.codes.values.shape == (1, 6)

@@ -163,3 +163,27 @@ def test_what_there_is_not_is_refused(log: RunLog) -> None:
 )  # fmt: skip
 def test_a_share_is_0_or_100_per_cent_only_where_it_is_exactly(share: float, words: str) -> None:
     assert _percent(share) == words
+
+
+def test_recyclings_of_units_that_are_not_shown_are_left_out_and_others_are_in_their_rows() -> None:
+    recording = Recording()
+    scores = Reading(1, "dormancy/scores/a", np.linspace(0, 1, 4096))
+    event = Event(1, "recycled", "a", {"units": [0, 1, 4095]})
+    recording.add(1, [scores], [event], 1.0)
+    found = raster(recording.log(), "a")
+    assert found.units[0] == 0 and found.units[-1] == 4095 and 1 not in found.units
+    assert found.recycled.tolist() == [[0, 1], [len(found.units) - 1, 1]]
+    assert "512 of 4,096 units" in found.title
+
+
+def test_a_clock_is_not_known_before_and_after_it_was_read() -> None:
+    recording = Recording()
+    for step in range(1, 6):
+        readings = [Reading(step, "rank/effective", 1.0)]
+        if 2 <= step <= 4:
+            readings.append(Reading(step, "clock/frames", 10.0 * step))
+        recording.add(step, readings, [], 1.0)
+    line = panel(view(recording.log(), "overview"), "rank-now").lines[0]  # type: ignore[attr-defined]
+    frames = line.axis["frames"].tolist()
+    assert frames[1:4] == [20.0, 30.0, 40.0]
+    assert np.isnan(frames[0]) and np.isnan(frames[4])
