@@ -79,12 +79,20 @@ def read_all(directory: str | os.PathLike[str]) -> tuple[dict[str, RunLog], list
     return logs, troubles
 
 
-def newest_of(directory: str | os.PathLike[str]) -> RunLog | None:
-    """Return the newest log in a directory itself, None where there is none that can be read."""
+def newest_of(directory: str | os.PathLike[str], most: float = float("inf")) -> RunLog | None:
+    """Return the newest log in a directory itself, None where there is none that can be read.
+
+    Args:
+        directory: of the run.
+        most: bytes that are looked through; where there are more, nothing is.
+    """
     folder = Path(directory)
     if not folder.is_dir():
         return None
-    return _newest([path for path in folder.iterdir() if "tfevents" in path.name])[0]
+    paths = [path for path in folder.iterdir() if "tfevents" in path.name]
+    if sum(path.stat().st_size for path in paths) > most:
+        return None
+    return _newest(paths)[0]
 
 
 TWO_WRITERS = (

@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 _LAYER = re.compile(r"dormancy/layer/(?P<layer>.+)/tau=(?P<tau>[^/]+)")
 _SCORES = "dormancy/scores"
 _HEATMAP = "dormancy/heatmap"
+_LOOKED_THROUGH = 100_000_000
+"""Bytes of event files that a new run looks through for another run's log; they take 2 seconds."""
 
 
 class TensorBoard:
@@ -183,7 +185,7 @@ class TensorBoard:
 
     def _others(self, step: int) -> list[Event]:
         """Say so where another run's log lies in the directory already."""
-        log = self._log_found()
+        log = self._log_found(_LOOKED_THROUGH)
         if log is None or log.writer in self._recording.earlier:
             return []
         reason = (
@@ -196,10 +198,10 @@ class TensorBoard:
     def _where(self) -> str:
         return str(self._writer.get_logdir() if self._writer is not None else self._log_dir)
 
-    def _log_found(self) -> RunLog | None:
+    def _log_found(self, most: float = float("inf")) -> RunLog | None:
         """Return the log that lies in the directory, if there is one that can be read."""
         try:
-            return None if "://" in self._where() else newest_of(self._where())
+            return None if "://" in self._where() else newest_of(self._where(), most)
         except OSError as error:
             _log.warning("the log of the run before cannot be read: %s", error)
             return None
