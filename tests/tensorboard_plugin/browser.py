@@ -84,7 +84,7 @@ class Tab:
     def settle(self) -> None:
         """Wait until nothing is being fetched and everything in sight is drawn."""
         self.page.wait_for_load_state("networkidle")
-        self.page.wait_for_timeout(600)
+        self.page.wait_for_timeout(250)
 
     def keep(self, name: str) -> None:
         """Keep a picture of the page."""

@@ -33,14 +33,15 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, RunL
     return top, read_logs(top)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["rust", "python"])
+@pytest.fixture(scope="module")
 def server(
     request: pytest.FixtureRequest,
     logs: tuple[Path, dict[str, RunLog]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     output = tmp_path_factory.mktemp("output") / "tensorboard.txt"
-    with tensorboard(logs[0], fast=request.param, output=output) as running:
+    fast = getattr(request, "param", True)
+    with tensorboard(logs[0], fast=fast, output=output) as running:
         running.wait_for(len(RUNS))
         yield running
 
@@ -67,6 +68,7 @@ def tab(context: Any, server: Server) -> Iterator[Tab]:
 
 
 @pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("server", [True, False], ids=["rust", "python"], indirect=True)
 def test_every_view_shows_every_panel_of_every_demo(
     tab: Tab, logs: tuple[Path, dict[str, RunLog]], run: str
 ) -> None:
@@ -78,7 +80,7 @@ def test_every_view_shows_every_panel_of_every_demo(
         for panel in wanted.panels:
             shown = tab.by(f"panel-{panel.key}")
             shown.scroll_into_view_if_needed()
-            tab.page.wait_for_timeout(300)
+            shown.locator(".chart[data-drawn]").wait_for()
             assert panel.title in shown.inner_text()
             assert tab.canvas_of(shown) > 3, f"nothing is drawn in {panel.key}"
         if wanted.empty:
