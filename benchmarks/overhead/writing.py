@@ -1,8 +1,8 @@
 """What writing a log costs beside watching: `python -m benchmarks.overhead.writing`.
 
 Processor time of all threads, the writer's among them: on a machine with an idle core less of it is
-seen. An MLP of three hidden layers of 512 units, batch 64, one thread of torch. Opening and closing a
-log take 0.1 s, which weighs much in runs as short as these.
+seen. An MLP of three hidden layers of 512 units, batch 64, one thread of torch. Opening and closing
+a log take 0.1 s, which weighs much in runs as short as these.
 
 Found, 500 updates, on a noisy machine (A/A 0.95): 1.18 at every 10, 1.05 at every 100. Longer runs
 pay per reading: 1.5 ms, of which 0.15 are for the log of the Dynamo tab.
