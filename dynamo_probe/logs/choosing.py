@@ -63,6 +63,24 @@ def lines_of(log: RunLog, tags: Iterable[tuple[str, str]]) -> tuple[Line, ...]:
     return tuple(line(log, name, log.series[tag]) for tag, name in tags if tag in log.series)
 
 
+def table_of(log: RunLog, rows: Sequence[Series]) -> tuple[Axis, np.ndarray]:
+    """Put figures that were read at different updates into one table.
+
+    Returns:
+        The axis of all updates, and the values, float32 `[rows, columns]`; NaN where a row was not
+        read.
+    """
+    walls: dict[int, float] = {}
+    for row in rows:
+        walls.update(zip(row.steps.tolist(), row.walls.tolist(), strict=True))
+    steps = np.array(sorted(walls), dtype=np.int64)
+    values = np.full((len(rows), len(steps)), np.nan, dtype=np.float32)
+    for index, row in enumerate(rows):
+        values[index, np.searchsorted(steps, row.steps)] = row.values
+    times = np.array([walls[step] for step in steps.tolist()])
+    return axis_of(log, steps, times), values
+
+
 def matching(log: RunLog, pattern: str) -> list[tuple[str, re.Match[str]]]:
     """Return the tags of figures that a regular expression describes wholly, sorted."""
     expression = re.compile(pattern, re.DOTALL)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from dynamo_probe.logs.choosing import axis_of, line, lines_of, marks_of, matching
+from dynamo_probe.logs.choosing import line, lines_of, marks_of, matching, table_of
 from dynamo_probe.logs.panels import Line, Lines, Map, Panel, View
 from dynamo_probe.logs.runlog import RunLog
 
@@ -48,21 +46,14 @@ def _by_layer(log: RunLog) -> list[Panel]:
     found = matching(log, r"[^/]+/layer/(.+)/density")
     if not found:
         return []
-    walls: dict[int, float] = {}
-    for tag, _ in found:
-        one = log.series[tag]
-        walls.update(zip(one.steps.tolist(), one.walls.tolist(), strict=True))
-    steps = np.array(sorted(walls), dtype=np.int64)
-    values = np.full((len(found), len(steps)), np.nan, dtype=np.float32)
-    for row, (tag, _) in enumerate(found):
-        values[row, np.searchsorted(steps, log.series[tag].steps)] = log.series[tag].values
+    axis, values = table_of(log, [log.series[tag] for tag, _ in found])
     return [
         Map(
             key="layer-density",
             title="Density by layer",
             rows=tuple(match[1] for _, match in found),
             row="layer",
-            axis=axis_of(log, steps, np.array([walls[step] for step in steps.tolist()])),
+            axis=axis,
             values=values,
             z="density",
             range=(0.0, 1.0),

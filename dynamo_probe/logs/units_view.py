@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynamo_probe.logs.choosing import axis_of, lines_of, marks_of, matching, nearest_tau
+from dynamo_probe.logs.choosing import axis_of, lines_of, marks_of, matching, nearest_tau, table_of
 from dynamo_probe.logs.panels import Lines, Map, Panel, Raster, View
-from dynamo_probe.logs.runlog import RunLog, UnitLog
+from dynamo_probe.logs.runlog import RunLog, Series, UnitLog
 
 _NOTHING = (
     "No unit scores were recorded: add dp.Dormancy(every=100) to the instruments of dp.watch."
@@ -55,20 +55,19 @@ def dormant_share(log: RunLog, tau: float) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _map(log: RunLog, tau: float) -> Map:
-    walls: dict[int, float] = {}
-    for layer in log.units.values():
-        walls.update(zip(layer.counts.steps.tolist(), layer.counts.walls.tolist(), strict=True))
-    steps = np.array(sorted(walls), dtype=np.int64)
-    times = np.array([walls[step] for step in steps.tolist()])
-    values = np.full((len(log.units), len(steps)), np.nan, dtype=np.float32)
-    for row, layer in enumerate(log.units.values()):
-        values[row, np.searchsorted(steps, layer.counts.steps)] = fractions(log, layer, tau)
+    axis, values = table_of(
+        log,
+        [
+            Series(one.counts.steps, one.counts.walls, fractions(log, one, tau))
+            for one in log.units.values()
+        ],
+    )
     return Map(
         key="dormant",
         title=f"Dormant units by layer, tau = {tau:g}",
         rows=tuple(log.units),
         row="layer",
-        axis=axis_of(log, steps, times),
+        axis=axis,
         values=values,
         z="dormant fraction",
         range=(0.0, 1.0),
