@@ -6,7 +6,7 @@ import numpy as np
 
 from dynamo_probe.logs.choosing import axis_of, lines_of, matching, nearest_tau
 from dynamo_probe.logs.panels import Line, Lines, Panel, View
-from dynamo_probe.logs.runlog import RunLog
+from dynamo_probe.logs.runlog import MOST_EVENTS, RunLog
 from dynamo_probe.logs.units_view import dormant_share
 
 _ALERTS = ("alert", "disabled", "skipped")
@@ -34,7 +34,8 @@ def _sentences(log: RunLog, tau: float | None) -> list[str]:
     said += _of_connections(log) + _of_heads(log)
     unwell = sum(event["kind"] in ("alert", "disabled") for event in log.events)
     if unwell:
-        said.append(f"{unwell} {'alert' if unwell == 1 else 'alerts'}.")
+        least = "At least " if len(log.events) >= MOST_EVENTS else ""
+        said.append(f"{least}{unwell} {'alert' if unwell == 1 else 'alerts'}.")
     return said
 
 
@@ -47,11 +48,10 @@ def _of_units(log: RunLog, tau: float) -> list[str]:
     text = f"{_percent(float(share[last]))} of units dormant (tau {tau:g})"
     if first != last:
         text += f", {_percent(float(share[first]))} at update {steps[first]:,}"
-    if (same := log.series.get("dormancy/overlap")) is not None and len(same.steps) > 1:
-        value = same.values[-1]
-        if np.isfinite(value):
-            since = int(same.steps[-1] - same.steps[-2])
-            text += f", {_percent(value)} of them the same as {since:,} updates before"
+    same = log.series.get("dormancy/overlap")
+    if same is not None and np.isfinite(same.values[-1]):
+        # How long before is not known: the log does not keep every reading of a long run.
+        text += f", {_percent(same.values[-1])} of them the same as at the reading before"
     said = [text + "."]
     for tag, match in matching(log, r"([^/]+)/recycled_total"):
         text = f"{match[1]}: {int(log.series[tag].values[-1]):,} recycled"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dynamo_probe.instrument import Event, Reading
-from dynamo_probe.logs.runlog import RunLog, Series, UnitLog
+from dynamo_probe.logs.runlog import MOST_EVENTS, RunLog, Series, UnitLog
 from dynamo_probe.thinning import Thinning
 
 TAUS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
@@ -30,7 +30,7 @@ _POOLED, _LAYERED, _ARRAYS, _COUNTS = 512, 128, 128, 512
 """The most points of a figure with at most one slash in its tag, of others, of arrays, counts."""
 _SHOWN, _SHOWN_IN_ALL, _CELLS = 512, 51_200, 4_000_000
 """The most units that are kept one by one of a layer, of all layers, and their codes."""
-_EVENTS, _DETAIL = 500, 2_000
+_DETAIL = 2_000
 _RECYCLED = 20_000
 
 _TAU = re.compile(r"dormancy[^/]*/tau=([^/]+)")
@@ -118,8 +118,7 @@ class Recording:
         scores: dict[str, np.ndarray] = {}
         for reading in readings:
             if reading.scalar:
-                limit = _POOLED if reading.tag.count("/") <= 1 else _LAYERED
-                growing = self._series.setdefault(reading.tag, _Growing(limit))
+                growing = self._series.get(reading.tag) or self._begin(reading.tag)
                 growing.add(step, wall, float(reading.value))
             elif found := _SCORES.fullmatch(reading.tag):
                 probe, layer = found.groups()
@@ -128,14 +127,26 @@ class Recording:
             elif found := _FAN_IN.fullmatch(reading.tag):
                 self._pruned[found[1]] = np.asarray(reading.value).ravel() == 0
             elif _ARRAY.fullmatch(reading.tag):
-                growing = self._arrays.setdefault(reading.tag, _Growing(_ARRAYS))
                 value = np.asarray(reading.value, dtype=np.float32).ravel()
-                if growing.values and len(growing.values[-1]) != len(value):
+                growing = self._arrays.get(reading.tag)
+                if growing is None or len(growing.values[-1]) != len(value):
                     growing = self._arrays[reading.tag] = _Growing(_ARRAYS)
                 growing.add(step, wall, value)
         self._add_units(step, wall, scores)
         for event in events:
             self._note(event)
+
+    def _begin(self, tag: str) -> _Growing:
+        """Make room for a figure."""
+        limit = _POOLED if tag.count("/") <= 1 else _LAYERED
+        self._series[tag] = growing = _Growing(limit)
+        return growing
+
+    def _share_out(self, widths: Sequence[int]) -> None:
+        """Settle how many units are kept one by one, and how often, from the layers' widths."""
+        self._most_shown = max(32, min(_SHOWN, _SHOWN_IN_ALL // len(widths)))
+        shown = sum(min(width, self._most_shown) for width in widths)
+        self._columns = max(64, min(_COUNTS, _CELLS // max(shown, 1)))
 
     def _note_taus(self, readings: Sequence[Reading]) -> None:
         """Add the thresholds of the run's probes, until units have been recorded."""
@@ -150,9 +161,7 @@ class Recording:
 
     def _add_units(self, step: int, wall: float, scores: dict[str, np.ndarray]) -> None:
         if scores and self._most_shown is None:
-            self._most_shown = max(32, min(_SHOWN, _SHOWN_IN_ALL // len(scores)))
-            shown = sum(min(len(one), self._most_shown) for one in scores.values())
-            self._columns = max(64, min(_COUNTS, _CELLS // max(shown, 1)))
+            self._share_out([len(one) for one in scores.values()])
         for name, layer in scores.items():
             known = self._layers.get(name)
             if known is None or known.of != len(layer):
@@ -179,8 +188,8 @@ class Recording:
         plain = {key: _short(value) for key, value in detail.items()}
         kept = {"step": event.step, "kind": event.kind, "subject": event.subject[:_DETAIL]}
         self._events.append({**kept, "detail": plain})
-        if len(self._events) > _EVENTS:  # of the newest all, of the first what set the run up
-            del self._events[50 : len(self._events) - _EVENTS + 51]
+        if len(self._events) > MOST_EVENTS:  # the newest, and the first, which set the run up
+            del self._events[50 : len(self._events) - MOST_EVENTS + 50]
 
     def forget_after(self, step: int) -> None:
         """Forget what came after an update: the run goes on from there."""
@@ -201,15 +210,12 @@ class Recording:
         self.taus = log.taus
         self._started, self._step, self._wall = log.started, log.step, log.wall
         for tag, one in log.series.items():
-            growing = self._series[tag] = _Growing(_POOLED if tag.count("/") <= 1 else _LAYERED)
-            growing.take(one)
+            self._begin(tag).take(one)
         for tag, one in log.arrays.items():
             self._arrays[tag] = _Growing(_ARRAYS)
             self._arrays[tag].take(one)
-        shown = [len(one.shown) for one in log.units.values()]
-        if shown:
-            self._most_shown = max(32, min(_SHOWN, _SHOWN_IN_ALL // len(shown)))
-            self._columns = max(64, min(_COUNTS, _CELLS // max(sum(shown), 1)))
+        if log.units:
+            self._share_out([one.of for one in log.units.values()])
         for name, one in log.units.items():
             layer = self._layers[name] = _Layer(one.of, one.shown, self._columns)
             layer.counts.take(one.counts)

@@ -17,6 +17,9 @@ import numpy as np
 VERSION = 1
 """Of the format; logs of newer versions are refused."""
 
+MOST_EVENTS = 500
+"""Events that a log keeps; where there are as many, there were more."""
+
 _MAGIC = b"dynamo_probe log\n"
 _MOST = 1 << 30
 """Bytes that a log may unpack to; more is not ours."""

@@ -102,7 +102,7 @@ def test_the_sentences_say_the_numbers(log: RunLog) -> None:
     words = " ".join(found.sentences)
     assert f"{100 * dormant[100]:.0f} % of units dormant (tau 0.1)" in words
     assert f"{100 * dormant[20]:.0f} % at update 20" in words
-    assert "50 % of them the same as 10 updates before" in words
+    assert "50 % of them the same as at the reading before" in words
     assert "redo: 2 recycled." in words
     assert "50 % of the connections are kept, target 51 %" in words
     assert "Pruning plasticity at rate=0.9: -1.000." in words
@@ -187,3 +187,11 @@ def test_a_clock_is_not_known_before_and_after_it_was_read() -> None:
     frames = line.axis["frames"].tolist()
     assert frames[1:4] == [20.0, 30.0, 40.0]
     assert np.isnan(frames[0]) and np.isnan(frames[4])
+
+
+def test_of_many_alerts_no_exact_number_is_said() -> None:
+    for alerts, words in ((499, "499 alerts."), (3000, "At least 500 alerts.")):
+        recording = Recording()
+        for step in range(1, alerts + 1):
+            recording.add(step, [], [Event(step, "alert", "x", {})], 1.0)
+        assert words in view(recording.log(), "overview").sentences
