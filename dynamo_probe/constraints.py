@@ -30,6 +30,9 @@ class Constraints:
         self._site = site
         self._agenda = agenda
         self._warn = warn
+        # The constraints of masks come last before a step, and first after it.
+        self._masks_last = sorted(site.constraints, key=lambda one: one.masks)
+        self._masks_first = sorted(site.constraints, key=lambda one: not one.masks)
 
     def hook(self, optimizer: Optimizer) -> RemovableHandle:
         """Put a hook after the steps of an optimizer."""
@@ -37,24 +40,21 @@ class Constraints:
 
     def before(self, optimizer: Optimizer, closure: bool) -> None:
         """Do what is to be done before a step."""
-        for one in sorted(self._site.constraints, key=lambda one: one.masks):
+        for one in self._masks_last:
             if one.off is None:
                 self._run(one, one.before, optimizer, closure)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         closure = has_closure(args, kwargs)
-        for one in self._masks_first():
+        for one in self._masks_first:
             if one.off is None:
                 self._run(one, one.after, optimizer, closure)
 
     def hold(self) -> None:
         """Put right what treatments may have broken."""
-        for one in self._masks_first():
+        for one in self._masks_first:
             if one.off is None:
                 self._run(one, one.hold)
-
-    def _masks_first(self) -> list[Constraint]:
-        return sorted(self._site.constraints, key=lambda one: not one.masks)
 
     def _run(self, one: Constraint, action: Callable[..., None], *args: Any) -> None:
         try:

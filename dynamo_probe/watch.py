@@ -143,8 +143,8 @@ class Watch:
                 self._handles.append(self._constraints.hook(optimizer))
         self._handles.append(clock.register_step_post_hook(self._after_step))
         for owner in site.owners - {0}:
-            settle = partial(self._settle, owner)
-            self._handles.append(site.optimizers[owner].register_step_post_hook(settle))
+            stepped = partial(self._other_step, owner)
+            self._handles.append(site.optimizers[owner].register_step_post_hook(stepped))
         model, wrapper = self._site.model, self._wrapper
         compiled = compiled_wrapper(wrapper)  # a hook inside it would be traced and hear nothing
         for tap in (follower.tap for follower in site.followers):
@@ -346,8 +346,7 @@ class Watch:
             return
         site = self._site
         site.step += 1
-        if self._agenda.gathering:
-            self._settle(0, optimizer)
+        self._settle(0)
         if self._budget is not None:
             self._budget.update_ends(bool(self._agenda.gathering))
         if self._followers:
@@ -357,11 +356,15 @@ class Watch:
         elif self._followers:
             self._deliver()
 
-    def _settle(self, owner: int, optimizer: Optimizer, *_: Any) -> None:
+    def _other_step(self, owner: int, optimizer: Optimizer, *_: Any) -> None:
+        """See a step of an optimizer that is not the clock."""
+        if self._agenda.gathering and not _called_off(optimizer):
+            self._settle(owner)
+
+    def _settle(self, owner: int) -> None:
         """Keep what was gathered of an optimizer's layers: its step has made use of it."""
-        if not _called_off(optimizer):
-            for recorder in self._agenda.gathering:
-                self._guarded(partial(recorder.settle, owner))
+        for recorder in self._agenda.gathering:
+            self._guarded(partial(recorder.settle, owner))
 
     def _follow(self) -> None:
         """Let instruments see every update; what is disabled sees no more."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,6 +21,15 @@ from dynamo_probe.logs.runlog import packed, unpacked
 from dynamo_probe.logs.times import WriteTimes
 from dynamo_probe.logs.units_view import raster
 from dynamo_probe.logs.views import view
+
+
+def scores_of_run(layers: int, units: int, readings: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Yield (number, scores of each layer): each changes by about a third between two readings."""
+    random = np.random.default_rng(0)
+    base = [random.exponential(1.0, units) for _ in range(layers)]
+    noise = [random.lognormal(0.0, 0.3, units) for _ in range(97)]
+    for step in range(1, readings + 1):
+        yield step, [x * noise[(step * 31 + n) % len(noise)] for n, x in enumerate(base)]
 
 
 def readings_of(step: int, scores: list[np.ndarray]) -> list[Reading]:
@@ -39,14 +49,9 @@ def main() -> None:
     parser.add_argument("--readings", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=1.0, help="between two readings")
     options = parser.parse_args()
-    random = np.random.default_rng(0)
-    base = [random.exponential(1.0, options.units) for _ in range(options.layers)]
-    noise = [random.lognormal(0.0, 0.3, options.units) for _ in range(97)]
     recording, times = Recording(), WriteTimes()
     written, adding, packing, raw = [], 0.0, 0.0, b""
-    for step in range(1, options.readings + 1):
-        # Every score changes by about a third from one reading to the next.
-        scores = [x * noise[(step * 31 + n) % len(noise)] for n, x in enumerate(base)]
+    for step, scores in scores_of_run(options.layers, options.units, options.readings):
         readings, now = readings_of(step, scores), step * options.seconds
         started = time.process_time()
         recording.add(step, readings, [], 1e9 + now)

@@ -12,9 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.overhead.log_of_large_runs import readings_of
+from benchmarks.overhead.log_of_large_runs import readings_of, scores_of_run
 from dynamo_probe.sinks.tensorboard import TensorBoard
 from tests.tensorboard_plugin.browser import Tab, browser, context_of
 from tests.tensorboard_plugin.servers import tensorboard
@@ -36,12 +34,8 @@ _FRAMES = """async () => {
 
 
 def write(folder: Path, layers: int, units: int, readings: int) -> None:
-    random = np.random.default_rng(0)
-    base = [random.exponential(1.0, units) for _ in range(layers)]
-    noise = [random.lognormal(0.0, 0.3, units) for _ in range(97)]
     sink = TensorBoard(folder)
-    for step in range(1, readings + 1):
-        scores = [x * noise[(step * 31 + n) % len(noise)] for n, x in enumerate(base)]
+    for step, scores in scores_of_run(layers, units, readings):
         sink.write(step, readings_of(step, scores), [])
     sink.close()
 

@@ -110,12 +110,9 @@ def marks_of(log: RunLog, kinds: Iterable[str]) -> tuple[Mark, ...]:
 
 def _clocks(log: RunLog) -> tuple[np.ndarray, np.ndarray]:
     """Return updates and their times, as far as they are known."""
-    longest = max(log.series.values(), key=lambda one: len(one.steps), default=None)
-    steps = [0, log.step] if longest is None else [0, *longest.steps.tolist(), log.step]
-    walls = (
-        [log.started, log.wall]
-        if longest is None
-        else [log.started, *longest.walls.tolist(), log.wall]
-    )
+    nothing = Series(np.empty(0), np.empty(0), np.empty(0))
+    longest = max(log.series.values(), key=lambda one: len(one.steps), default=nothing)
+    steps = np.array([0, *longest.steps, log.step])
+    walls = np.array([log.started, *longest.walls, log.wall])
     order = np.argsort(steps, kind="stable")
-    return np.array(steps)[order], np.array(walls)[order]
+    return steps[order], walls[order]

@@ -94,27 +94,14 @@ def _pooled(log: RunLog) -> list[Panel]:
                 "|now and before| / the smaller of both.",
             )
         )
-    recycled = matching(log, r"([^/]+)/recycled_total")
-    if recycled:
-        panels.append(
-            Lines(
-                key="recycled",
-                title="Units recycled so far",
-                y="units",
-                lines=lines_of(log, [(tag, match[1]) for tag, match in recycled]),
-            )
-        )
-    again = matching(log, r"([^/]+)/dormant_again")
-    if again:
-        panels.append(
-            Lines(
-                key="again",
-                title="Of those recycled last time, dormant again",
-                y="fraction",
-                lines=lines_of(log, [(tag, match[1]) for tag, match in again]),
-                help="Near 1, recycling does not last: what makes units dormant is still there.",
-            )
-        )
+    lasts = "Near 1, recycling does not last: what makes units dormant is still there."
+    for figure, key, title, y, help in (
+        ("recycled_total", "recycled", "Units recycled so far", "units", ""),
+        ("dormant_again", "again", "Of those recycled last time, dormant again", "fraction", lasts),
+    ):
+        found = [(tag, match[1]) for tag, match in matching(log, f"([^/]+)/{figure}")]
+        if lines := lines_of(log, found):
+            panels.append(Lines(key, title, y, lines, help))
     return panels
 
 
